@@ -1,0 +1,210 @@
+"""What travels between the parts: prompts, answers, and who can compress, read and decompress.
+
+Engines, adapters for frameworks and tests meet in the Protocols of this module and need not know
+each other: `ZCompressor` and `zcontext.testing.ByteCodec` are both a `SupportsCompress`.
+
+Floor 0, standard library only. The values themselves live in `documents` and are offered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
+
+from zcontext.documents import ZDocument
+from zcontext.errors import SpanError
+from zcontext.symbols import Symbols
+from zcontext.vocabulary import ZVocabulary
+from zcontext.zspan import Fidelity, ZSpan
+
+if TYPE_CHECKING:
+    from zcontext.config import CompressSettings, GenerationSettings
+
+__all__ = [
+    "Answer",
+    "ChatMessage",
+    "Fidelity",
+    "Part",
+    "StopReason",
+    "SupportsCompress",
+    "SupportsDecompress",
+    "SupportsRead",
+    "ZDocument",
+    "ZSpan",
+]
+
+Part = str | Symbols
+"""A piece of a prompt: ordinary text, or symbols. A symbol is never spelled inside a str."""
+
+StopReason = Literal["end", "length", "stop"]
+"""Why generation ended: the model's end token, the token limit, or a stop sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a reader generated.
+
+    Args:
+        text: The generated text, without the stop sequence.
+        stop_reason: Why it ended.
+        n_prompt_tokens: Base tokens in the prompt.
+        n_prompt_symbols: Symbols in the prompt.
+        n_output_tokens: Base tokens generated.
+        seconds: Time it took.
+
+    Raises:
+        SpanError: if the stop reason is unknown or a number is negative.
+    """
+
+    text: str
+    stop_reason: StopReason
+    n_prompt_tokens: int
+    n_prompt_symbols: int
+    n_output_tokens: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.stop_reason not in get_args(StopReason):
+            raise SpanError(
+                f"stop_reason={self.stop_reason!r}: give one of {', '.join(get_args(StopReason))}."
+            )
+        for name in ("n_prompt_tokens", "n_prompt_symbols", "n_output_tokens", "seconds"):
+            if getattr(self, name) < 0:
+                raise SpanError(f"{name}={getattr(self, name)!r}: a count or time is 0 or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation.
+
+    Args:
+        role: "system", "user", "assistant", or what the base's chat template knows.
+        parts: Its content, text and symbols in order.
+
+    Raises:
+        SpanError: if the role is empty or a part is neither str nor Symbols.
+    """
+
+    role: str
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.role, str) or not self.role:
+            raise SpanError(f"role={self.role!r}: give a non-empty str such as 'user'.")
+        if not isinstance(self.parts, tuple):
+            raise SpanError(f"parts is a {type(self.parts).__name__}: give a tuple of parts.")
+        for part in self.parts:
+            if not isinstance(part, str | Symbols):
+                raise SpanError(f"a part is a {type(part).__name__}: give str or Symbols.")
+
+
+@runtime_checkable
+class SupportsCompress(Protocol):
+    """Writes documents of symbols."""
+
+    @property
+    def vocabulary(self) -> ZVocabulary:
+        """The symbols it writes."""
+
+    @property
+    def codec(self) -> str:
+        """Digest of its codec, 64 hex digits."""
+
+    def compress(
+        self,
+        text: str,
+        *,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        max_symbols: int | None = None,
+        bits_per_symbol: float | None = None,
+        depth: int | None = None,
+    ) -> ZDocument:
+        """One text as a document; keywords given replace those of `settings`."""
+
+    def compress_many(
+        self,
+        texts: Sequence[str],
+        *,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        max_symbols: int | None = None,
+        bits_per_symbol: float | None = None,
+        depth: int | None = None,
+        progress: bool = False,
+    ) -> list[ZDocument]:
+        """One document per text, in order, equal to compressing them one by one."""
+
+    def count_tokens(self, text: str) -> int:
+        """Base tokens of a text."""
+
+
+@runtime_checkable
+class SupportsRead(Protocol):
+    """Generates text from prompts of text and symbols."""
+
+    @property
+    def vocabulary(self) -> ZVocabulary:
+        """The symbols it reads."""
+
+    @property
+    def codec(self) -> str:
+        """Digest of its codec, 64 hex digits."""
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, prompt and answer together."""
+
+    def complete(
+        self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
+    ) -> Answer:
+        """What follows the parts."""
+
+    def stream(
+        self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
+    ) -> Iterator[str]:
+        """The text of `complete`, piece by piece."""
+
+    def chat(
+        self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
+    ) -> Answer:
+        """The assistant's next turn."""
+
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
+    ) -> Iterator[str]:
+        """The text of `chat`, piece by piece."""
+
+    def ask(
+        self,
+        question: str,
+        context: Sequence[Part],
+        *,
+        settings: GenerationSettings | None = None,
+    ) -> Answer:
+        """The answer to a question about a context."""
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Positions the parts take: one per base token, one per symbol."""
+
+    def token_ids(self, parts: Sequence[Part]) -> list[int]:
+        """Ids for counters: base ids for text, one id beyond them per symbol."""
+
+
+@runtime_checkable
+class SupportsDecompress(Protocol):
+    """Turns symbols back into text."""
+
+    def decompress(
+        self, document: ZDocument | Symbols, *, settings: GenerationSettings | None = None
+    ) -> str:
+        """The text of a document (exact where errata say so) or of bare symbols."""
+
+    def decompress_many(
+        self,
+        documents: Sequence[ZDocument | Symbols],
+        *,
+        settings: GenerationSettings | None = None,
+    ) -> list[str]:
+        """One text per document, in order."""

@@ -1,0 +1,83 @@
+"""What a codec is made of, in the precision it is stored in, and the digest that names it.
+
+What this module does not know: files, the base model's passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+
+from zcontext.adapters import RoleAdapters
+from zcontext.codebook import Codebook
+from zcontext.config import ROLES, CodecConfig
+
+STORAGE = torch.float16
+PARTS = ("codebook", *ROLES)
+DIGESTED = ("codebook", "compress", "decompress")
+"""Parts that give a stored symbol its meaning. INFER only reads them."""
+
+_RECIPE = 1
+"""Counted up when the same numbers come to mean something else."""
+
+
+def part_state(codebook: Codebook, adapters: RoleAdapters, part: str) -> dict[str, Tensor]:
+    """The tensors of one part in storage precision, on the CPU.
+
+    Args:
+        codebook: The codebook.
+        adapters: The adapters.
+        part: One of `PARTS`.
+
+    Returns:
+        Name to tensor.
+    """
+    state: dict[str, Tensor] = (
+        codebook.state_dict()
+        if part == "codebook"
+        else dict(adapters.named_parameters(part))  # type: ignore[arg-type]
+    )
+    return {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
+
+
+def round_to_storage(codebook: Codebook, adapters: RoleAdapters) -> None:
+    """Round every learned value to what a bundle keeps, so that saving changes nothing.
+
+    Args:
+        codebook: Changed in place.
+        adapters: Changed in place.
+    """
+    with torch.no_grad():
+        for tensor in codebook.state_dict().values():
+            tensor.copy_(tensor.to(STORAGE))
+        for role in ROLES:
+            for parameter in adapters.named_parameters(role).values():
+                parameter.copy_(parameter.to(STORAGE))
+
+
+def codec_digest(
+    codebook: Codebook, adapters: RoleAdapters, *, config: CodecConfig, base_sha256: str
+) -> str:
+    """Name of a codec: what determines which symbols a text gets and what they decode to.
+
+    Args:
+        codebook: The codebook.
+        adapters: The adapters; INFER does not count.
+        config: Shape of the codec.
+        base_sha256: Of the base's weights.
+
+    Returns:
+        64 hex digits of a SHA-256.
+    """
+    digest = hashlib.sha256()
+    shape = dataclasses.asdict(config)
+    digest.update(json.dumps([_RECIPE, shape, base_sha256], sort_keys=True).encode())
+    for part in DIGESTED:
+        for name, tensor in sorted(part_state(codebook, adapters, part).items()):
+            digest.update(f"{part}/{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,204 @@
+"""Where symbols go: surprisal in, slot positions out, under a budget for the whole document.
+
+A slot stands at the end of its segment, and a segment ends each time the accumulated surprisal
+crosses another `bits_per_symbol`: dense text is cut finer than predictable text. What this module
+does not know: models, text, windows. It sees one row of numbers at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from zcontext.errors import ConfigError
+
+FLOOR_BITS = 0.5
+"""Bits added to every token: even perfectly predictable text must be pointed at by some symbol."""
+
+
+def weigh(surprisal: Tensor) -> Tensor:
+    """The budget each token draws: its surprisal, never negative, plus a small floor.
+
+    Args:
+        surprisal: Bits per token, `[n]`.
+
+    Returns:
+        float64 weights, `[n]`, all positive.
+    """
+    return surprisal.to(torch.float64).clamp_min(0.0) + FLOOR_BITS
+
+
+def count_slots(surprisal: Tensor, *, bits_per_symbol: float) -> int:
+    """How many symbols a run of tokens earns at a given price.
+
+    Args:
+        surprisal: Bits per token, `[n]`.
+        bits_per_symbol: Weight that one symbol stands for.
+
+    Returns:
+        A count from 1 to n; 0 for no tokens.
+
+    Raises:
+        ConfigError: The price is not positive.
+    """
+    if not bits_per_symbol > 0:
+        raise ConfigError(
+            f"bits_per_symbol must be positive, got {bits_per_symbol}",
+            field="bits_per_symbol",
+            value=bits_per_symbol,
+        )
+    n = surprisal.shape[0]
+    if n == 0:
+        return 0
+    return max(1, min(n, math.ceil(float(weigh(surprisal).sum()) / bits_per_symbol - 1e-9)))
+
+
+def place_slots(surprisal: Tensor, n_slots: int) -> Tensor:
+    """Cut tokens into segments of equal accumulated surprisal.
+
+    Args:
+        surprisal: Bits per token, `[n]`.
+        n_slots: Number of segments, 1 to n.
+
+    Returns:
+        int64 `[n_slots]`: the index of the last token of each segment; strictly increasing, the
+        last one is n - 1.
+
+    Raises:
+        ConfigError: There are fewer tokens than slots, or no slot for some tokens.
+    """
+    n = surprisal.shape[0]
+    if n == 0 and n_slots == 0:
+        return torch.zeros(0, dtype=torch.long)
+    if not 1 <= n_slots <= n:
+        raise ConfigError(
+            f"{n} tokens cannot be cut into {n_slots} segments; give 1 to {n} slots",
+            field="n_slots",
+            value=n_slots,
+        )
+    cumulative = weigh(surprisal).cumsum(0)
+    step = torch.arange(1, n_slots + 1, dtype=torch.float64)
+    wanted = torch.searchsorted(cumulative, step * (cumulative[-1] / n_slots))
+    order = torch.arange(n_slots)
+    # Strictly increasing from the left: running maximum of (wanted - j), put back; then the same
+    # bound from the right, so that enough tokens stay for the slots that follow.
+    ends = (wanted - order).cummax(0).values + order
+    ends = torch.minimum(ends, n - n_slots + order)
+    ends[-1] = n - 1
+    return ends
+
+
+def place_evenly(n: int, n_slots: int) -> Tensor:
+    """Segments of equal length: the baseline that surprisal has to beat.
+
+    Args:
+        n: Number of tokens.
+        n_slots: Number of segments, 1 to n.
+
+    Returns:
+        int64 `[n_slots]`, as `place_slots` returns it.
+
+    Raises:
+        ConfigError: As for `place_slots`.
+    """
+    return place_slots(torch.zeros(n), n_slots)
+
+
+def segment_of(ends: Tensor, n: int) -> Tensor:
+    """Which segment each token belongs to.
+
+    Args:
+        ends: Last token of every segment, `[..., k]`.
+        n: Number of tokens.
+
+    Returns:
+        int64 `[..., n]`, values 0 to k - 1.
+    """
+    tokens = torch.arange(n, device=ends.device).expand(*ends.shape[:-1], n)
+    return torch.searchsorted(ends.contiguous(), tokens.contiguous())
+
+
+@dataclass(slots=True)
+class DocumentBudget:
+    """One document's budget of symbols, handed out window by window without a second reading.
+
+    The price of a symbol starts from the calibrated mean surprisal and is corrected after every
+    window, so that the whole document meets its total exactly while dense windows get more.
+
+    Attributes:
+        n_tokens: Tokens of the document.
+        n_symbols: Symbols to hand out in all; None when only a price was given.
+        bits_per_symbol: The fixed price; None when a total was given.
+        mean_surprisal: Calibrated bits per token, before anything has been read.
+    """
+
+    n_tokens: int
+    n_symbols: int | None
+    bits_per_symbol: float | None
+    mean_surprisal: float
+    _seen_tokens: int = field(default=0, init=False)
+    _seen_weight: float = field(default=0.0, init=False)
+    _given: int = field(default=0, init=False)
+
+    PRIOR_TOKENS = 256
+    """How many tokens of reading the calibrated mean is worth."""
+
+    @classmethod
+    def for_ratio(cls, ratio: float, *, n_tokens: int, mean_surprisal: float) -> DocumentBudget:
+        """A budget that ends at `ratio` tokens per symbol or above (at least one symbol).
+
+        Args:
+            ratio: Source tokens per symbol.
+            n_tokens: Tokens of the document.
+            mean_surprisal: Calibrated bits per token.
+
+        Returns:
+            The budget.
+        """
+        total = min(n_tokens, max(1, math.floor(n_tokens / ratio + 1e-9)))
+        return cls(n_tokens, total, None, mean_surprisal)
+
+    def take(self, surprisal: Tensor, *, windows_left: int) -> int:
+        """Symbols for the next window.
+
+        Args:
+            surprisal: Bits per token of the window's target, `[n]`.
+            windows_left: Windows that follow this one; each needs one symbol where the total allows.
+
+        Returns:
+            How many symbols to write, 1 to n (0 when the total is spent).
+        """
+        n = surprisal.shape[0]
+        weight = float(weigh(surprisal).sum())
+        self._seen_tokens += n
+        self._seen_weight += weight
+        if self.bits_per_symbol is not None or self.n_symbols is None:
+            count = count_slots(surprisal, bits_per_symbol=self.bits_per_symbol or math.inf)
+            self._given += count
+            return count
+        left = self.n_symbols - self._given
+        if windows_left == 0:
+            count = left
+        elif left <= windows_left:
+            # Fewer symbols than windows: spread over the text, not spent on its beginning.
+            due = math.ceil(self.n_symbols * self._seen_tokens / self.n_tokens) - self._given
+            count = max(0, min(1, due))
+            self._given += count
+            return count
+        else:
+            prior = self.PRIOR_TOKENS * (self.mean_surprisal + FLOOR_BITS)
+            mean = (prior + self._seen_weight) / (self.PRIOR_TOKENS + self._seen_tokens)
+            coming = mean * (self.n_tokens - self._seen_tokens)
+            count = round(left * weight / (weight + coming))
+            count = max(count, 1)
+        tokens_after = self.n_tokens - self._seen_tokens
+        # Never so many that later windows starve, never so few that they cannot hold the rest.
+        count = max(min(count, left - min(windows_left, left)), left - tokens_after)
+        count = max(0, min(count, n, left))
+        if count == 0 and left > 0:
+            count = 1
+        self._given += count
+        return count

@@ -1,0 +1,192 @@
+"""What a training run is told: one frozen tree of settings, read from TOML.
+
+What it does not know: how any of it is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from zcontext.config import CodecConfig, from_table, read_toml
+from zcontext.errors import ConfigError
+from zcontext.training.objective import AutoencodeConfig
+from zcontext.training.reading import ReadConfig
+
+StageName = Literal["autoencode", "read"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """The run itself.
+
+    Attributes:
+        stage: "autoencode" or "read".
+        out: Folder of checkpoints and logs.
+        bundle: Folder the trained bundle is written to.
+        start: Bundle to start from; None starts from a fresh codec.
+        steps: Optimiser steps.
+        seed: Of everything drawn.
+        log_every: Steps between log lines.
+        evaluate_every: Steps between health evaluations.
+        checkpoint_every: Steps between checkpoints.
+        minutes: Stop (with a checkpoint) after so many minutes; 0 means never.
+    """
+
+    stage: StageName = "autoencode"
+    out: str = "runs/autoencode"
+    bundle: str = "bundles/trained"
+    start: str | None = None
+    steps: int = 2000
+    seed: int = 0
+    log_every: int = 10
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+    minutes: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("autoencode", "read"):
+            raise ConfigError(
+                f"stage must be 'autoencode' or 'read', got {self.stage!r}",
+                field="stage",
+                value=self.stage,
+            )
+        for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} must be at least 1, got {getattr(self, name)}",
+                    field=name,
+                    value=getattr(self, name),
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class BaseConfig:
+    """The base model that is trained on.
+
+    Attributes:
+        name: Hub id, folder or GGUF file; None means the default base.
+        quantization: "nf4-dequantised" trains on the numbers of the 4-bit model that ships.
+        dtype: "auto", "bf16" or "fp32".
+        device: "auto" or a torch device.
+    """
+
+    name: str | None = None
+    quantization: str = "nf4-dequantised"
+    dtype: str = "auto"
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """Windows drawn for the autoencode stage.
+
+    Attributes:
+        shards: Shard files or folders, as `zcontext prepare` writes them.
+        dev: Text file for the health figures (JSON lines or text), never trained on.
+        batch_tokens: Source tokens per micro-batch, about.
+        min_window: Shortest window.
+        max_window: Longest window.
+        min_ratio: Lowest ratio drawn.
+        max_ratio: Highest ratio drawn.
+        full_depth_share: Share of batches at full depth.
+        memory_share: Share of batches with Z memory.
+        ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
+        dev_windows: Windows of the health figures.
+        dev_window: Their length in tokens.
+    """
+
+    shards: tuple[str, ...] = ()
+    dev: str | None = None
+    batch_tokens: int = 512
+    min_window: int = 32
+    max_window: int = 256
+    min_ratio: float = 2.0
+    max_ratio: float = 18.0
+    full_depth_share: float = 0.5
+    memory_share: float = 0.0
+    ratio_ramp: int = 0
+    dev_windows: int = 16
+    dev_window: int = 96
+
+
+@dataclass(frozen=True, slots=True)
+class OptimiserConfig:
+    """AdamW and its schedule.
+
+    Attributes:
+        learning_rate: Of the adapters.
+        codebook_scale: Learning rate of projections and slot over that of the adapters.
+        rows_scale: Learning rate of the codes' rows over that of the adapters. A row is chosen in
+            one step of ten and Adam moves it in all, so it needs a small one.
+        warmup_steps: Linear warm-up.
+        decay_share: Share of the run, at its end, over which the rate falls linearly.
+        final_share: Rate at the end over the peak.
+        accumulate: Micro-batches per step.
+        clip: Largest gradient norm.
+        weight_decay: Of the adapters.
+        mixed_precision: "no" or "bf16" (autocast).
+    """
+
+    learning_rate: float = 1e-3
+    codebook_scale: float = 2.0
+    rows_scale: float = 0.15
+    warmup_steps: int = 50
+    decay_share: float = 0.4
+    final_share: float = 0.02
+    accumulate: int = 1
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    mixed_precision: str = "no"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything a run is told.
+
+    Attributes:
+        run: The run.
+        base: The base model.
+        codec: Shape of the codec (ignored when the run starts from a bundle).
+        data: Windows.
+        optimiser: AdamW.
+        autoencode: Objective of the autoencode stage.
+        read: Objective of the read stage.
+    """
+
+    run: RunConfig = field(default_factory=RunConfig)
+    base: BaseConfig = field(default_factory=BaseConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    autoencode: AutoencodeConfig = field(default_factory=AutoencodeConfig)
+    read: ReadConfig = field(default_factory=ReadConfig)
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> TrainConfig:
+        """Read a TOML file with one table per attribute.
+
+        Args:
+            path: The file.
+            **overrides: `table__name=value` pairs that win over the file.
+
+        Returns:
+            The checked settings.
+
+        Raises:
+            ConfigError: A table or a setting is unknown or out of range.
+        """
+        tables = read_toml(path)
+        for name, value in overrides.items():
+            table, _, key = name.partition("__")
+            tables.setdefault(table, {})[key] = value
+        kinds = {f.name: f.default_factory for f in fields(cls)}
+        for name in tables:
+            if name not in kinds:
+                raise ConfigError(
+                    f"{path} has an unknown table [{name}]; known: {', '.join(kinds)}",
+                    field=name,
+                    value=tables[name],
+                )
+        return cls(**{n: from_table(kinds[n], t) for n, t in tables.items()})  # type: ignore[arg-type]

@@ -1,0 +1,277 @@
+"""The autoencode stage: what a batch of windows costs.
+
+The writer turns windows into latents, the quantiser (once it is on) into codes, the decompressor
+must say the text again. What this module does not know: optimisers, steps beyond a number, files.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zcontext.errors import TrainingError
+from zcontext.model import ZLanguageModel
+from zcontext.relaxation import GumbelCode, NearestCode, Quantiser, TemperatureSchedule
+from zcontext.segmentation import place_slots
+from zcontext.training.data import WindowBatch
+
+BITS = 1.0 / math.log(2.0)
+REPLACED_SHARE = 0.2
+"""Share of the spoilt input tokens that are replaced by others instead of blanked out."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoencodeConfig:
+    """Settings of the stage.
+
+    Attributes:
+        discrete_from: Step from which symbols are quantised; continuous before.
+        distortion_weight: Weight of the quantisation error.
+        surprisal_weight: Weight of the surprisal head's error.
+        max_token_drop: Upper end of the share of the reader's input tokens that is hidden or
+            replaced; drawn per batch, so that the reader cannot lean on its own prefix.
+        spread_share: Share of batches whose reader is not told where segments end.
+        quantiser: "vq" or "gumbel".
+        temperature_steps: Length of the Gumbel temperature's descent.
+    """
+
+    discrete_from: int = 500
+    distortion_weight: float = 0.25
+    surprisal_weight: float = 0.02
+    max_token_drop: float = 0.5
+    spread_share: float = 0.15
+    quantiser: str = "vq"
+    temperature_steps: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one batch gives.
+
+    Attributes:
+        loss: To be minimised, a scalar.
+        metrics: Named numbers for the log; still tensors, so that nothing waits for the device.
+        latents: Detached latents `[m, hidden]`, for restarting codes.
+        codes: int64 `[m, depth]`, or None while symbols are continuous.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    latents: Tensor
+    codes: Tensor | None
+
+
+class Autoencode(nn.Module):
+    """Compress a window, say it again.
+
+    Args:
+        model: The model that learns.
+        config: Settings of the stage.
+    """
+
+    def __init__(self, model: ZLanguageModel, config: AutoencodeConfig) -> None:
+        super().__init__()
+        self.z = model
+        self.config = config
+        # Registered so that data-parallel wrappers see what is trained.
+        self.base = model.base.model
+        self.codebook = model.codebook
+
+    def quantiser_at(self, step: int) -> Quantiser:
+        """The choice rule at a step."""
+        if self.config.quantiser == "gumbel":
+            schedule = TemperatureSchedule(n_steps=self.config.temperature_steps)
+            return GumbelCode(temperature=schedule.at(step - self.config.discrete_from))
+        return NearestCode()
+
+    def forward(self, batch: WindowBatch, step: int, generator: torch.Generator) -> StepOutput:
+        """Loss of one batch.
+
+        Args:
+            batch: Windows.
+            step: Optimiser step, for the switch to discrete symbols.
+            generator: CPU generator of everything drawn here.
+
+        Returns:
+            Loss and figures.
+        """
+        z = self.z
+        batch = self.with_slots(batch)
+        assert batch.ends is not None and batch.surprisal is not None
+        ids, ends = batch.ids.to(z.device), batch.ends.to(z.device)
+        memory = self._memory(batch, step)
+        z.adapters.activate("compress")
+        latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends, memory=memory)
+        discrete = step >= self.config.discrete_from
+        distortion = latents.new_zeros(())
+        symbols, codes = latents, None
+        if discrete:
+            noise = generator if self.config.quantiser == "gumbel" else None
+            written = z.codebook.quantise(
+                latents, depth=batch.depth, quantiser=self.quantiser_at(step), generator=noise
+            )
+            symbols, codes, distortion = written.embeddings, written.codes, written.distortion
+        inputs, blank = self.corrupt(ids, generator)
+        known = bool(torch.rand((), generator=generator) >= self.config.spread_share)
+        nll, hits = restore_loss(
+            z,
+            symbols,
+            ids,
+            ends=ends if known else None,
+            inputs=inputs,
+            blank=blank,
+            memory=memory,
+        )
+        head_error = nn.functional.smooth_l1_loss(estimate, batch.surprisal.to(estimate))
+        loss = nll.mean() + self.config.surprisal_weight * head_error
+        loss = loss + self.config.distortion_weight * distortion
+        metrics = {
+            "bits_per_token": nll.detach().mean() * BITS,
+            "accuracy": hits.float().mean(),
+            "distortion": distortion.detach(),
+            "surprisal_error": head_error.detach(),
+        }
+        flat = None if codes is None else codes.reshape(-1, codes.shape[-1])
+        return StepOutput(loss, metrics, latents.detach().reshape(-1, latents.shape[-1]), flat)
+
+    def with_slots(self, batch: WindowBatch) -> WindowBatch:
+        """Place slots by the plain base's surprisal where the corpus did not bring it.
+
+        Args:
+            batch: Windows.
+
+        Returns:
+            The batch with surprisal and slots.
+        """
+        if batch.ends is not None:
+            return batch
+        ids = batch.ids if batch.prior is None else torch.cat([batch.prior, batch.ids], dim=1)
+        bits = base_surprisal(self.z, ids).cpu()
+        n_prior = ids.shape[1] - batch.ids.shape[1]
+        ends = torch.stack([place_slots(row, batch.n_slots) for row in bits[:, n_prior:]])
+        prior_ends = None
+        if n_prior:
+            prior_ends = torch.stack([place_slots(r, batch.n_slots) for r in bits[:, :n_prior]])
+        return WindowBatch(
+            batch.ids, ends, bits[:, n_prior:], batch.prior, prior_ends, batch.depth, batch.n_slots
+        )
+
+    @torch.no_grad()
+    def _memory(self, batch: WindowBatch, step: int) -> Tensor | None:
+        """Symbols of the window in front, as a reader is given them; not trained through."""
+        if batch.prior is None or batch.prior_ends is None:
+            return None
+        z = self.z
+        z.adapters.activate("compress")
+        prior = batch.prior.to(z.device)
+        latents, _ = z.write_in_one_pass(
+            prior, torch.ones_like(prior), batch.prior_ends.to(z.device)
+        )
+        if step < self.config.discrete_from:
+            return latents
+        return z.codebook.quantise(latents, depth=batch.depth).embeddings
+
+    def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The reader's inputs: start token, then the text with a random share of tokens spoilt.
+
+        Most spoilt tokens are blanked out, some are replaced by other tokens of the batch, as the
+        reader's own mistakes would be. (Blanking by a special token instead of a zero vector cost
+        0.3 nats after 50 steps: the base takes it for a boundary.)
+
+        Args:
+            ids: int64 `[batch, n]`.
+            generator: CPU generator.
+
+        Returns:
+            Inputs int64 `[batch, 1 + n]`, and which of them to blank out.
+        """
+        share = torch.rand((), generator=generator) * self.config.max_token_drop
+        draw = torch.rand(ids.shape, generator=generator).to(ids.device)
+        shuffled = ids.flatten()[torch.randperm(ids.numel(), generator=generator).to(ids.device)]
+        wrong = draw < share * REPLACED_SHARE
+        spoilt = torch.where(wrong, shuffled.view_as(ids), ids)
+        blank = (draw < share) & ~wrong
+        start = torch.full_like(ids[:, :1], self.z.start_token)
+        never = torch.zeros_like(blank[:, :1])
+        return torch.cat([start, spoilt], dim=1), torch.cat([never, blank], dim=1)
+
+
+def restore_loss(
+    z: ZLanguageModel,
+    symbols: Tensor,
+    ids: Tensor,
+    *,
+    ends: Tensor | None = None,
+    inputs: Tensor | None = None,
+    blank: Tensor | None = None,
+    memory: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the text and its end under the decompressor.
+
+    Args:
+        z: The model; DECOMPRESS is made active.
+        symbols: Embeddings, `[batch, k, hidden]`; k may be 0.
+        ids: The text, int64 `[batch, n]`, no padding.
+        ends: Last token of each symbol's segment, `[batch, k]`; None spreads symbols evenly.
+        inputs: What the reader is shown, `[batch, 1 + n]`; None means the text itself.
+        blank: True on inputs to blank out, `[batch, 1 + n]`.
+        memory: Embeddings of earlier symbols, `[batch, m, hidden]`.
+
+    Returns:
+        Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
+        the right one, bool `[batch, n]`.
+    """
+    batch, n = ids.shape
+    if inputs is None:
+        inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
+    k, m = symbols.shape[1], 0 if memory is None else memory.shape[1]
+    placed = z.spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
+    places = torch.cat([torch.arange(m).expand(batch, -1), placed + m], dim=1)
+    if memory is not None:
+        symbols = torch.cat([memory.to(symbols.dtype), symbols], dim=1)
+    z.adapters.activate("decompress")
+    hidden = z.restore_states(
+        symbols,
+        places,
+        torch.ones(batch, m + k, dtype=torch.long, device=z.device),
+        inputs,
+        torch.ones_like(inputs),
+        offset=m,
+        hidden_inputs=blank,
+    )
+    scores = z.logits(hidden)
+    target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
+    nll = nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none")
+    return nll.view(batch, n + 1), scores[:, :-1].argmax(-1) == ids
+
+
+@torch.no_grad()
+def base_surprisal(z: ZLanguageModel, ids: Tensor) -> Tensor:
+    """Surprisal of every token under the plain base, behind the start token.
+
+    Args:
+        z: The model; all adapters are off while it runs.
+        ids: int64 `[batch, n]`.
+
+    Returns:
+        Bits, `[batch, n]`.
+
+    Raises:
+        TrainingError: The base gives values that are not numbers.
+    """
+    with z.using(None):
+        ids = ids.to(z.device)
+        inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids[:, :-1]], dim=1)
+        positions = torch.arange(ids.shape[1], device=z.device).expand(len(ids), -1)
+        hidden = z.run(z.embed_tokens(inputs), positions=positions, mask=torch.ones_like(ids))
+        rows = [
+            nn.functional.cross_entropy(z.logits(states), row, reduction="none")
+            for states, row in zip(hidden.hidden, ids, strict=True)
+        ]
+    bits = torch.stack(rows) * BITS
+    if not bool(torch.isfinite(bits).all()):
+        raise TrainingError("the base gives surprisals that are not finite; load it in fp32 or bf16")
+    return bits

@@ -1,0 +1,97 @@
+"""Question-answer rows for the read stage, from JSON lines of the usual shapes.
+
+What this module does not know: tokens, symbols, models.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zcontext.errors import ConfigError
+
+UNKNOWN = "unknown"
+"""What a reader answers when the context does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question about one context.
+
+    Attributes:
+        context: The text that is compressed.
+        question: What is asked.
+        answer: What should be said; `UNKNOWN` where the context does not say.
+    """
+
+    context: str
+    question: str
+    answer: str
+
+
+def read_questions(paths: Sequence[str | Path]) -> list[Question]:
+    """Rows of several files.
+
+    Known shapes: `context, question, answers[, answerable]` (SQuAD; `answers` a list of strings or
+    `{"text": [...]}`), `query, choices, gold` (multiple choice with the passage in the query), and
+    `context, qas: [{question, answers}]`.
+
+    Args:
+        paths: `.jsonl` or `.jsonl.gz` files.
+
+    Returns:
+        The questions, in file order.
+
+    Raises:
+        ConfigError: A file is missing, or a row has none of the known shapes.
+    """
+    rows: list[Question] = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise ConfigError(f"no question file at {path}", field="questions", value=str(path))
+        lines = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(
+            encoding="utf-8"
+        )
+        with lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    rows.extend(_row_questions(json.loads(line)))
+                except (ValueError, KeyError, TypeError, IndexError) as error:
+                    raise ConfigError(
+                        f"{path}, line {number} is no question row ({error!r}); expected context, "
+                        "question and answers",
+                        field="questions",
+                        value=str(path),
+                    ) from error
+    return rows
+
+
+def _row_questions(row: dict[str, Any]) -> Iterator[Question]:
+    if "qas" in row:
+        for qa in row["qas"]:
+            yield Question(row["context"], qa["question"], _answer(qa))
+    elif "query" in row:
+        passage, _, question = row["query"].partition("\nQuestion:")
+        question = question.removesuffix("Answer:").strip()
+        passage = passage.removeprefix("Passage:").strip()
+        yield Question(passage, question, str(row["choices"][_index(row["gold"])]).strip())
+    else:
+        yield Question(row["context"], row["question"], _answer(row))
+
+
+def _index(gold: Any) -> int:
+    return int(gold[0] if isinstance(gold, list) else gold)
+
+
+def _answer(row: dict[str, Any]) -> str:
+    answers = row["answers"]
+    if isinstance(answers, dict):
+        answers = answers["text"]
+    if row.get("answerable") is False or not answers:
+        return UNKNOWN
+    first = answers[0]
+    return str(first["text"] if isinstance(first, dict) else first).strip()

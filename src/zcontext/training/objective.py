@@ -29,6 +29,7 @@ class AutoencodeConfig:
 
     Attributes:
         discrete_from: Step from which symbols are quantised; continuous before.
+        fit_latents: Latents that the codebook is started from then.
         distortion_weight: Weight of the quantisation error.
         surprisal_weight: Weight of the surprisal head's error.
         max_token_drop: Upper end of the share of the reader's input tokens that is hidden or
@@ -39,6 +40,7 @@ class AutoencodeConfig:
     """
 
     discrete_from: int = 500
+    fit_latents: int = 12_000
     distortion_weight: float = 0.25
     surprisal_weight: float = 0.02
     max_token_drop: float = 0.5

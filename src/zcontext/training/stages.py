@@ -29,7 +29,6 @@ from zcontext.training.objective import (
 logger = logging.getLogger(__name__)
 
 RESTART_EVERY = 50
-FIT_LATENTS = 12_000
 DEV_RATIOS = (4, 8)
 
 
@@ -88,7 +87,7 @@ class AutoencodeStage:
             rows = self._latents(self.batch(index))
             latents.append(rows)
             count += len(rows)
-            if count >= max(FIT_LATENTS, 4 * self.model.config.size):
+            if count >= self.config.autoencode.fit_latents:
                 break
         generator = torch.Generator().manual_seed(self.config.run.seed)
         left = self.model.codebook.fit(torch.cat(latents), generator=generator)

@@ -82,6 +82,17 @@ def learning_rate_factor(step: int, *, steps: int, config: OptimiserConfig) -> f
     return warm * (1.0 - (1.0 - config.final_share) * min(1.0, done))
 
 
+def _open_board(folder: Path) -> Any:
+    """A tensorboard writer, or None where tensorboard is not installed: it is an extra, and the
+    JSON lines hold the same numbers.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
 class Trainer:
     """Runs a stage from wherever it stands to its end.
 
@@ -127,6 +138,8 @@ class Trainer:
         )
         self.module, self.optimiser = self.accelerator.prepare(stage.module, adam)
         self.step = 0
+        self._board: Any = None
+        self._wants_board = True
 
     def _parameter_groups(self) -> list[tuple[list[nn.Parameter], float, float]]:
         """Parameters, factor on the learning rate and weight decay of each non-empty group."""
@@ -170,6 +183,9 @@ class Trainer:
                 self.save_checkpoint()
             if overtime:
                 break
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         return health
 
     def _one_step(self) -> StepOutput:
@@ -184,9 +200,10 @@ class Trainer:
             index = (step * config.accumulate + micro) * world + rank
             generator = torch.Generator().manual_seed(self.run_config.seed * 1_000_003 + index)
             output = self.module(self.stage.batch(index), step, generator)
-            if not math.isfinite(float(output.loss.detach())):
+            loss = float(output.loss.detach())
+            if not math.isfinite(loss):
                 raise DivergedError(
-                    f"the loss is {float(output.loss):g} at step {step}; lower the learning rate "
+                    f"the loss is {loss:g} at step {step}; lower the learning rate "
                     "or raise warmup_steps, and run again: it resumes from the last checkpoint",
                     step=step,
                     last_checkpoint=str(self.out / CHECKPOINT),
@@ -231,14 +248,13 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps({n: round(v, 6) for n, v in line.items()}) + "\n")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # tensorboard is an extra; the JSON lines hold the same numbers
-            SummaryWriter = None  # noqa: N806
-        if SummaryWriter is not None:
-            with SummaryWriter(str(self.out / "tensorboard")) as board:
-                for name, value in line.items():
-                    board.add_scalar(name, value, int(line["step"]))
+        if self._board is None and self._wants_board:
+            self._board = _open_board(self.out / "tensorboard")
+            self._wants_board = self._board is not None
+        if self._board is not None:
+            for name, value in line.items():
+                self._board.add_scalar(name, value, int(line["step"]))
+            self._board.flush()
         if self._on_log is not None:
             self._on_log(line)
 

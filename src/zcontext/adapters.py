@@ -127,8 +127,10 @@ class RoleAdapters:
                 inject_adapter_in_model(lora, model, adapter_name=role)
         self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
         self._role: Role | None = None
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.requires_grad_(False)
+            if ".lora_" in name:  # in fp32 whatever the base is: trained so, and stored exactly
+                parameter.data = parameter.data.float()
         model.train(model.training)  # the layers just injected take the base's mode
         self.activate(None)
 

@@ -202,7 +202,7 @@ class Codebook(nn.Module):
         spread = (latents.detach() - latents.detach().mean(dim=-2, keepdim=True)).square().mean()
         error = (latents - total.detach()).square().mean()
         pull = (latents.detach() - total).square().mean()
-        distortion = (0.25 * error + pull) / spread.clamp_min(1e-8)
+        distortion = (error + pull) / spread.clamp_min(1e-8)
         if choose.copies_gradient:
             total = total + (latents - latents.detach())
         return Quantised(total, torch.stack(codes, dim=-1), distortion)

@@ -20,6 +20,7 @@ from zcontext.errors import ConfigError
 MIN_RATIO = 1.0
 MAX_RATIO = 64.0
 DEFAULT_RATIO = 4.0
+DEFAULT_WINDOW = 512
 MAX_DEPTH = 8
 
 Role = Literal["compress", "decompress", "infer"]
@@ -31,6 +32,15 @@ OnSymbols = Literal["refuse", "escape", "drop"]
 def _require(condition: bool, message: str, *, field: str, value: object) -> None:
     if not condition:
         raise ConfigError(message, field=field, value=value)
+
+
+def _check_window(window: int) -> None:
+    _require(
+        8 <= window <= 8192,
+        f"window must be 8 to 8,192 tokens, got {window}",
+        field="window",
+        value=window,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class CodecConfig:
         lora_alpha: Scale numerator of every adapter.
         quantiser: "vq" (nearest code) or "gumbel" (straight-through Gumbel-Softmax).
         mean_surprisal: Calibrated mean surprisal of ordinary text, in bits per token.
+        window: Longest window the codec was trained on, in tokens; what compression uses unless
+            told otherwise.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -57,23 +69,52 @@ class CodecConfig:
     lora_alpha: int = 32
     quantiser: QuantiserName = "vq"
     mean_surprisal: float = 5.0
+    window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
-        _require(1 <= self.depth <= MAX_DEPTH, f"depth must be 1 to {MAX_DEPTH}, got {self.depth}",
-                 field="depth", value=self.depth)
-        _require(2 <= self.size <= 32768, f"size must be 2 to 32,768 codes, got {self.size}",
-                 field="size", value=self.size)
-        _require(self.writer_layers >= 0, f"writer_layers cannot be negative, got {self.writer_layers}",
-                 field="writer_layers", value=self.writer_layers)
-        _require(self.lora_rank >= 1, f"lora_rank must be positive, got {self.lora_rank}",
-                 field="lora_rank", value=self.lora_rank)
-        _require(self.lora_alpha >= 1, f"lora_alpha must be positive, got {self.lora_alpha}",
-                 field="lora_alpha", value=self.lora_alpha)
-        _require(self.quantiser in get_args(QuantiserName),
-                 f"quantiser must be one of {get_args(QuantiserName)}, got {self.quantiser!r}",
-                 field="quantiser", value=self.quantiser)
-        _require(self.mean_surprisal > 0, f"mean_surprisal must be positive, got {self.mean_surprisal}",
-                 field="mean_surprisal", value=self.mean_surprisal)
+        _require(
+            1 <= self.depth <= MAX_DEPTH,
+            f"depth must be 1 to {MAX_DEPTH}, got {self.depth}",
+            field="depth",
+            value=self.depth,
+        )
+        _require(
+            2 <= self.size <= 32768,
+            f"size must be 2 to 32,768 codes, got {self.size}",
+            field="size",
+            value=self.size,
+        )
+        _require(
+            self.writer_layers >= 0,
+            f"writer_layers cannot be negative, got {self.writer_layers}",
+            field="writer_layers",
+            value=self.writer_layers,
+        )
+        _require(
+            self.lora_rank >= 1,
+            f"lora_rank must be positive, got {self.lora_rank}",
+            field="lora_rank",
+            value=self.lora_rank,
+        )
+        _require(
+            self.lora_alpha >= 1,
+            f"lora_alpha must be positive, got {self.lora_alpha}",
+            field="lora_alpha",
+            value=self.lora_alpha,
+        )
+        _require(
+            self.quantiser in get_args(QuantiserName),
+            f"quantiser must be one of {get_args(QuantiserName)}, got {self.quantiser!r}",
+            field="quantiser",
+            value=self.quantiser,
+        )
+        _require(
+            self.mean_surprisal > 0,
+            f"mean_surprisal must be positive, got {self.mean_surprisal}",
+            field="mean_surprisal",
+            value=self.mean_surprisal,
+        )
+        _check_window(self.window)
 
     @property
     def bits_per_symbol(self) -> float:
@@ -90,7 +131,8 @@ class CompressSettings:
         max_symbols: Hard cap on the symbols of one document.
         bits_per_symbol: Surprisal, in bits, that one symbol stands for; what `stream` uses.
         depth: Codes per symbol; None means the codec's own depth.
-        window: Largest number of source tokens written by one forward pass.
+        window: Largest number of source tokens written by one forward pass; None means the
+            window the codec was trained on.
         context: Source tokens read again on the left of a window.
         memory: Symbols of earlier windows that the writer and the decompressor read first.
         on_symbols: What to do with source text that spells symbols.
@@ -104,40 +146,82 @@ class CompressSettings:
     max_symbols: int | None = None
     bits_per_symbol: float | None = None
     depth: int | None = None
-    window: int = 512
+    window: int | None = None
     context: int = 0
     memory: int = 0
     on_symbols: OnSymbols = "refuse"
     max_tokens: int = 5_000_000
 
     def __post_init__(self) -> None:
-        budgets = [n for n in ("ratio", "max_symbols", "bits_per_symbol") if getattr(self, n) is not None]
-        _require(len(budgets) <= 1, f"give one budget, not {' and '.join(budgets)}",
-                 field=budgets[0] if budgets else "ratio", value=budgets)
+        budgets = [
+            n for n in ("ratio", "max_symbols", "bits_per_symbol") if getattr(self, n) is not None
+        ]
+        _require(
+            len(budgets) <= 1,
+            f"give one budget, not {' and '.join(budgets)}",
+            field=budgets[0] if budgets else "ratio",
+            value=budgets,
+        )
         if self.ratio is not None:
-            _require(MIN_RATIO <= self.ratio <= MAX_RATIO,
-                     f"ratio is source tokens per symbol and must be {MIN_RATIO:g} to {MAX_RATIO:g}, got {self.ratio}",
-                     field="ratio", value=self.ratio)
+            _require(
+                MIN_RATIO <= self.ratio <= MAX_RATIO,
+                f"ratio is source tokens per symbol and must be {MIN_RATIO:g} to {MAX_RATIO:g}, got {self.ratio}",
+                field="ratio",
+                value=self.ratio,
+            )
         if self.max_symbols is not None:
-            _require(self.max_symbols >= 1, f"max_symbols must be at least one symbol, got {self.max_symbols}",
-                     field="max_symbols", value=self.max_symbols)
+            _require(
+                self.max_symbols >= 1,
+                f"max_symbols must be at least one symbol, got {self.max_symbols}",
+                field="max_symbols",
+                value=self.max_symbols,
+            )
         if self.bits_per_symbol is not None:
-            _require(self.bits_per_symbol > 0 and math.isfinite(self.bits_per_symbol),
-                     f"bits_per_symbol must be a positive number, got {self.bits_per_symbol}",
-                     field="bits_per_symbol", value=self.bits_per_symbol)
+            _require(
+                self.bits_per_symbol > 0 and math.isfinite(self.bits_per_symbol),
+                f"bits_per_symbol must be a positive number, got {self.bits_per_symbol}",
+                field="bits_per_symbol",
+                value=self.bits_per_symbol,
+            )
         if self.depth is not None:
-            _require(1 <= self.depth <= MAX_DEPTH, f"depth must be 1 to {MAX_DEPTH}, got {self.depth}",
-                     field="depth", value=self.depth)
-        _require(8 <= self.window <= 8192, f"window must be 8 to 8,192 tokens, got {self.window}",
-                 field="window", value=self.window)
-        _require(0 <= self.context < self.window, f"context must be 0 to window-1 ({self.window - 1}), got {self.context}",
-                 field="context", value=self.context)
-        _require(self.memory >= 0, f"memory cannot be negative, got {self.memory}", field="memory", value=self.memory)
-        _require(self.on_symbols in get_args(OnSymbols),
-                 f"on_symbols must be one of {get_args(OnSymbols)}, got {self.on_symbols!r}",
-                 field="on_symbols", value=self.on_symbols)
-        _require(self.max_tokens >= 1, f"max_tokens must be positive, got {self.max_tokens}",
-                 field="max_tokens", value=self.max_tokens)
+            _require(
+                1 <= self.depth <= MAX_DEPTH,
+                f"depth must be 1 to {MAX_DEPTH}, got {self.depth}",
+                field="depth",
+                value=self.depth,
+            )
+        if self.window is not None:
+            _check_window(self.window)
+            _require(
+                0 <= self.context < self.window,
+                f"context must be 0 to window-1 ({self.window - 1}), got {self.context}",
+                field="context",
+                value=self.context,
+            )
+        _require(
+            self.context >= 0,
+            f"context cannot be negative, got {self.context}",
+            field="context",
+            value=self.context,
+        )
+        _require(
+            self.memory >= 0,
+            f"memory cannot be negative, got {self.memory}",
+            field="memory",
+            value=self.memory,
+        )
+        _require(
+            self.on_symbols in get_args(OnSymbols),
+            f"on_symbols must be one of {get_args(OnSymbols)}, got {self.on_symbols!r}",
+            field="on_symbols",
+            value=self.on_symbols,
+        )
+        _require(
+            self.max_tokens >= 1,
+            f"max_tokens must be positive, got {self.max_tokens}",
+            field="max_tokens",
+            value=self.max_tokens,
+        )
 
     def replace(self, **changes: Any) -> CompressSettings:
         """A copy with some fields changed. A new budget takes the place of the old one.
@@ -175,14 +259,30 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.max_new_tokens >= 1, f"max_new_tokens must be positive, got {self.max_new_tokens}",
-                 field="max_new_tokens", value=self.max_new_tokens)
-        _require(0 <= self.temperature < math.inf, f"temperature must be 0 or more, got {self.temperature}",
-                 field="temperature", value=self.temperature)
-        _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}",
-                 field="top_p", value=self.top_p)
-        _require(not isinstance(self.stop, str) and all(isinstance(s, str) and s for s in self.stop),
-                 f"stop must be a tuple of non-empty strings, got {self.stop!r}", field="stop", value=self.stop)
+        _require(
+            self.max_new_tokens >= 1,
+            f"max_new_tokens must be positive, got {self.max_new_tokens}",
+            field="max_new_tokens",
+            value=self.max_new_tokens,
+        )
+        _require(
+            0 <= self.temperature < math.inf,
+            f"temperature must be 0 or more, got {self.temperature}",
+            field="temperature",
+            value=self.temperature,
+        )
+        _require(
+            0 < self.top_p <= 1,
+            f"top_p must lie in (0, 1], got {self.top_p}",
+            field="top_p",
+            value=self.top_p,
+        )
+        _require(
+            not isinstance(self.stop, str) and all(isinstance(s, str) and s for s in self.stop),
+            f"stop must be a tuple of non-empty strings, got {self.stop!r}",
+            field="stop",
+            value=self.stop,
+        )
 
     def replace(self, **changes: Any) -> GenerationSettings:
         """A copy with some fields changed; None leaves a field as it is.
@@ -201,9 +301,12 @@ T = TypeVar("T")
 def _known_fields(kind: type[Any], table: dict[str, Any]) -> None:
     known = {f.name for f in dataclasses.fields(kind)}
     for name in table:
-        _require(name in known,
-                 f"{kind.__name__} has no setting {name!r}; it knows {', '.join(sorted(known))}",
-                 field=name, value=table[name])
+        _require(
+            name in known,
+            f"{kind.__name__} has no setting {name!r}; it knows {', '.join(sorted(known))}",
+            field=name,
+            value=table[name],
+        )
 
 
 def from_table(kind: type[T], table: dict[str, Any]) -> T:
@@ -224,8 +327,11 @@ def from_table(kind: type[T], table: dict[str, Any]) -> T:
     try:
         return kind(**values)
     except TypeError as error:
-        raise ConfigError(f"{kind.__name__}: {error}; check the types in the table",
-                          field=kind.__name__, value=table) from error
+        raise ConfigError(
+            f"{kind.__name__}: {error}; check the types in the table",
+            field=kind.__name__,
+            value=table,
+        ) from error
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -237,8 +343,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"no settings file at {path}; give the path of a TOML file",
-                          field="path", value=str(path)) from error
+        raise ConfigError(
+            f"no settings file at {path}; give the path of a TOML file",
+            field="path",
+            value=str(path),
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", field="path", value=str(path)) from error
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from zcontext.config import CompressSettings, GenerationSettings
+from zcontext.config import DEFAULT_WINDOW, CompressSettings, GenerationSettings
 from zcontext.errors import ConfigError, ContextOverflowError
 from zcontext.spans import Answer, ChatMessage, Fidelity, Part, StopReason, ZDocument, ZSpan
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
@@ -145,7 +145,7 @@ class ByteCodec:
                 value=depth,
             )
         budget = self._budget(len(data), settings)
-        plan = WindowPlan(window=settings.window, context=settings.context)
+        plan = WindowPlan(window=settings.window or DEFAULT_WINDOW, context=settings.context)
         spans: list[ZSpan] = []
         char = 0
         for window in plan.cover(len(data), allowed=_CharacterStarts(data)):

@@ -89,7 +89,9 @@ def main() -> None:
     facts = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     scratch = options.out.with_suffix(".tmp")
-    scratch.write_text(json.dumps({**facts, "memory": options.memory, "rows": rows}, indent=2) + "\n")
+    scratch.write_text(
+        json.dumps({**facts, "memory": options.memory, "rows": rows}, indent=2) + "\n"
+    )
     scratch.replace(options.out)
 
 

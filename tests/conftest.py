@@ -9,10 +9,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import tiny_base, tiny_z  # noqa: E402
-
-from zcontext.loading import LoadedBase  # noqa: E402
-from zcontext.model import ZLanguageModel  # noqa: E402
+from tiny import tiny_base, tiny_z
+from zcontext.loading import LoadedBase
+from zcontext.model import ZLanguageModel
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A base small enough for tests: a random two-head Llama and a byte-level tokenizer made in code."""
+"""A base small enough for tests: a random Llama and a byte-level tokenizer made in code."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def tiny_base(*, seed: int = 0, n_layers: int = 4) -> LoadedBase:
 
 
 def tiny_z(*, seed: int = 0, depth: int = 3, size: int = 32) -> ZLanguageModel:
-    """A codec with random values everywhere: adapters and corrections that start at zero included."""
+    """A codec with random values everywhere, in what starts at zero too."""
     config = CodecConfig(depth=depth, size=size, writer_layers=2, lora_rank=4, lora_alpha=4)
     model = ZLanguageModel.create(tiny_base(seed=seed), config, seed=seed)
     generator = torch.Generator().manual_seed(seed)

@@ -71,8 +71,9 @@ def save_bundle(
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
-        raise BundleError(f"cannot write the bundle {target}: {error}; free space or choose "
-                          "another folder") from error
+        raise BundleError(
+            f"cannot write the bundle {target}: {error}; free space or choose another folder"
+        ) from error
 
 
 def _write_parts(model: ZLanguageModel, folder: Path, training: dict[str, Any]) -> None:
@@ -133,22 +134,31 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BundleError(f"no bundle at {folder}: {MANIFEST} is missing; give the folder that "
-                          "`zcontext train` or `save` wrote") from error
+        raise BundleError(
+            f"no bundle at {folder}: {MANIFEST} is missing; give the folder that "
+            "`zcontext train` or `save` wrote"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be read as JSON: {error}; fetch the bundle again"
-                          ) from error
+        raise BundleError(
+            f"{path} cannot be read as JSON: {error}; fetch the bundle again"
+        ) from error
     wanted = {"format": int, "codec": str, "config": dict, "base": dict, "parts": dict}
     for name, kind in wanted.items():
         if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kind):
-            raise BundleError(f"{path} has no {name!r} of the expected kind ({kind.__name__}); it "
-                              "is not a bundle's manifest")
+            raise BundleError(
+                f"{path} has no {name!r} of the expected kind ({kind.__name__}); it "
+                "is not a bundle's manifest"
+            )
     if manifest["format"] != FORMAT:
-        raise BundleError(f"{path} has format {manifest['format']}, this version reads {FORMAT}; "
-                          "install the zcontext that wrote it")
+        raise BundleError(
+            f"{path} has format {manifest['format']}, this version reads {FORMAT}; "
+            "install the zcontext that wrote it"
+        )
     if set(manifest["parts"]) != set(PARTS):
-        raise BundleError(f"{path} lists the parts {sorted(manifest['parts'])}, expected "
-                          f"{sorted(PARTS)}; fetch the bundle again")
+        raise BundleError(
+            f"{path} lists the parts {sorted(manifest['parts'])}, expected "
+            f"{sorted(PARTS)}; fetch the bundle again"
+        )
     found: dict[str, Any] = manifest
     return found
 
@@ -158,13 +168,16 @@ def _read_part(folder: Path, part: str, entry: Any) -> dict[str, Tensor]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} is missing or unreadable ({error}); fetch the bundle again"
-                          ) from error
+        raise BundleError(
+            f"{path} is missing or unreadable ({error}); fetch the bundle again"
+        ) from error
     wanted = entry.get("sha256") if isinstance(entry, dict) else None
     found = hashlib.sha256(data).hexdigest()
     if found != wanted:
-        raise BundleError(f"{path} was altered or cut short: its SHA-256 is {found[:12]}..., the "
-                          f"manifest says {str(wanted)[:12]}...; fetch the bundle again")
+        raise BundleError(
+            f"{path} was altered or cut short: its SHA-256 is {found[:12]}..., the "
+            f"manifest says {str(wanted)[:12]}...; fetch the bundle again"
+        )
     try:
         return load(data)
     except SafetensorError as error:

@@ -21,6 +21,8 @@ MIN_RATIO = 1.0
 MAX_RATIO = 64.0
 DEFAULT_RATIO = 4.0
 DEFAULT_WINDOW = 512
+WINDOW_RANGE = "8 to 8,192 tokens"
+BUDGETS = ("ratio", "max_symbols", "bits_per_symbol")
 MAX_DEPTH = 8
 
 Role = Literal["compress", "decompress", "infer"]
@@ -29,18 +31,14 @@ QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
 
 
-def _require(condition: bool, message: str, *, field: str, value: object) -> None:
-    if not condition:
-        raise ConfigError(message, field=field, value=value)
+def _check(settings: object, field: str, fits: bool, wanted: str) -> None:
+    if not fits:
+        value = getattr(settings, field)
+        raise ConfigError(f"{field} must be {wanted}, got {value!r}", field=field, value=value)
 
 
-def _check_window(window: int) -> None:
-    _require(
-        8 <= window <= 8192,
-        f"window must be 8 to 8,192 tokens, got {window}",
-        field="window",
-        value=window,
-    )
+def _window_fits(window: int) -> bool:
+    return 8 <= window <= 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,49 +70,15 @@ class CodecConfig:
     window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
-        _require(
-            1 <= self.depth <= MAX_DEPTH,
-            f"depth must be 1 to {MAX_DEPTH}, got {self.depth}",
-            field="depth",
-            value=self.depth,
-        )
-        _require(
-            2 <= self.size <= 32768,
-            f"size must be 2 to 32,768 codes, got {self.size}",
-            field="size",
-            value=self.size,
-        )
-        _require(
-            self.writer_layers >= 0,
-            f"writer_layers cannot be negative, got {self.writer_layers}",
-            field="writer_layers",
-            value=self.writer_layers,
-        )
-        _require(
-            self.lora_rank >= 1,
-            f"lora_rank must be positive, got {self.lora_rank}",
-            field="lora_rank",
-            value=self.lora_rank,
-        )
-        _require(
-            self.lora_alpha >= 1,
-            f"lora_alpha must be positive, got {self.lora_alpha}",
-            field="lora_alpha",
-            value=self.lora_alpha,
-        )
-        _require(
-            self.quantiser in get_args(QuantiserName),
-            f"quantiser must be one of {get_args(QuantiserName)}, got {self.quantiser!r}",
-            field="quantiser",
-            value=self.quantiser,
-        )
-        _require(
-            self.mean_surprisal > 0,
-            f"mean_surprisal must be positive, got {self.mean_surprisal}",
-            field="mean_surprisal",
-            value=self.mean_surprisal,
-        )
-        _check_window(self.window)
+        _check(self, "depth", 1 <= self.depth <= MAX_DEPTH, f"1 to {MAX_DEPTH} codes per symbol")
+        _check(self, "size", 2 <= self.size <= 32768, "2 to 32,768 codes")
+        _check(self, "writer_layers", self.writer_layers >= 0, "0 (all layers) or more")
+        _check(self, "lora_rank", self.lora_rank >= 1, "at least 1")
+        _check(self, "lora_alpha", self.lora_alpha >= 1, "at least 1")
+        names = get_args(QuantiserName)
+        _check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
+        _check(self, "mean_surprisal", self.mean_surprisal > 0, "a positive number of bits")
+        _check(self, "window", _window_fits(self.window), WINDOW_RANGE)
 
     @property
     def bits_per_symbol(self) -> float:
@@ -153,87 +117,47 @@ class CompressSettings:
     max_tokens: int = 5_000_000
 
     def __post_init__(self) -> None:
-        budgets = [
-            n for n in ("ratio", "max_symbols", "bits_per_symbol") if getattr(self, n) is not None
-        ]
-        _require(
-            len(budgets) <= 1,
-            f"give one budget, not {' and '.join(budgets)}",
-            field=budgets[0] if budgets else "ratio",
-            value=budgets,
-        )
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ConfigError(
+                f"give one budget, not {' and '.join(budgets)}", field=budgets[0], value=budgets
+            )
         if self.ratio is not None:
-            _require(
-                MIN_RATIO <= self.ratio <= MAX_RATIO,
-                f"ratio is source tokens per symbol and must be {MIN_RATIO:g} to {MAX_RATIO:g}, got {self.ratio}",
-                field="ratio",
-                value=self.ratio,
-            )
+            fits = MIN_RATIO <= self.ratio <= MAX_RATIO
+            _check(self, "ratio", fits, f"{MIN_RATIO:g} to {MAX_RATIO:g} tokens per symbol")
         if self.max_symbols is not None:
-            _require(
-                self.max_symbols >= 1,
-                f"max_symbols must be at least one symbol, got {self.max_symbols}",
-                field="max_symbols",
-                value=self.max_symbols,
-            )
+            _check(self, "max_symbols", self.max_symbols >= 1, "at least one symbol")
         if self.bits_per_symbol is not None:
-            _require(
-                self.bits_per_symbol > 0 and math.isfinite(self.bits_per_symbol),
-                f"bits_per_symbol must be a positive number, got {self.bits_per_symbol}",
-                field="bits_per_symbol",
-                value=self.bits_per_symbol,
-            )
+            fits = 0 < self.bits_per_symbol < math.inf
+            _check(self, "bits_per_symbol", fits, "a positive number of bits")
         if self.depth is not None:
-            _require(
-                1 <= self.depth <= MAX_DEPTH,
-                f"depth must be 1 to {MAX_DEPTH}, got {self.depth}",
-                field="depth",
-                value=self.depth,
-            )
+            fits = 1 <= self.depth <= MAX_DEPTH
+            _check(self, "depth", fits, f"1 to {MAX_DEPTH} codes per symbol")
         if self.window is not None:
-            _check_window(self.window)
-            _require(
-                0 <= self.context < self.window,
-                f"context must be 0 to window-1 ({self.window - 1}), got {self.context}",
-                field="context",
-                value=self.context,
-            )
-        _require(
-            self.context >= 0,
-            f"context cannot be negative, got {self.context}",
-            field="context",
-            value=self.context,
-        )
-        _require(
-            self.memory >= 0,
-            f"memory cannot be negative, got {self.memory}",
-            field="memory",
-            value=self.memory,
-        )
-        _require(
-            self.on_symbols in get_args(OnSymbols),
-            f"on_symbols must be one of {get_args(OnSymbols)}, got {self.on_symbols!r}",
-            field="on_symbols",
-            value=self.on_symbols,
-        )
-        _require(
-            self.max_tokens >= 1,
-            f"max_tokens must be positive, got {self.max_tokens}",
-            field="max_tokens",
-            value=self.max_tokens,
-        )
+            _check(self, "window", _window_fits(self.window), WINDOW_RANGE)
+            _check(self, "context", self.context < self.window, f"below window={self.window}")
+        _check(self, "context", self.context >= 0, "0 or more tokens")
+        _check(self, "memory", self.memory >= 0, "0 or more symbols")
+        names = get_args(OnSymbols)
+        _check(self, "on_symbols", self.on_symbols in names, f"one of {', '.join(names)}")
+        _check(self, "max_tokens", self.max_tokens >= 1, "at least 1 token")
 
     def replace(self, **changes: Any) -> CompressSettings:
         """A copy with some fields changed. A new budget takes the place of the old one.
+
+        Args:
+            **changes: Field names to new values; None leaves a field as it is.
+
+        Returns:
+            The checked copy.
 
         Raises:
             ConfigError: An unknown field, or a value out of range.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
         _known_fields(type(self), changes)
-        budgets = ("ratio", "max_symbols", "bits_per_symbol")
-        if any(name in changes for name in budgets):
-            changes = {**dict.fromkeys(budgets), **changes}
+        if any(name in changes for name in BUDGETS):
+            changes = {**dict.fromkeys(BUDGETS), **changes}
         return dataclasses.replace(self, **changes)
 
 
@@ -259,33 +183,22 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
-            self.max_new_tokens >= 1,
-            f"max_new_tokens must be positive, got {self.max_new_tokens}",
-            field="max_new_tokens",
-            value=self.max_new_tokens,
+        _check(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1 token")
+        _check(self, "temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more")
+        _check(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        strings = not isinstance(self.stop, str) and all(
+            isinstance(item, str) and item for item in self.stop
         )
-        _require(
-            0 <= self.temperature < math.inf,
-            f"temperature must be 0 or more, got {self.temperature}",
-            field="temperature",
-            value=self.temperature,
-        )
-        _require(
-            0 < self.top_p <= 1,
-            f"top_p must lie in (0, 1], got {self.top_p}",
-            field="top_p",
-            value=self.top_p,
-        )
-        _require(
-            not isinstance(self.stop, str) and all(isinstance(s, str) and s for s in self.stop),
-            f"stop must be a tuple of non-empty strings, got {self.stop!r}",
-            field="stop",
-            value=self.stop,
-        )
+        _check(self, "stop", strings, "a tuple of non-empty strings")
 
     def replace(self, **changes: Any) -> GenerationSettings:
-        """A copy with some fields changed; None leaves a field as it is.
+        """A copy with some fields changed.
+
+        Args:
+            **changes: Field names to new values; None leaves a field as it is.
+
+        Returns:
+            The checked copy.
 
         Raises:
             ConfigError: An unknown field, or a value out of range.
@@ -301,12 +214,12 @@ T = TypeVar("T")
 def _known_fields(kind: type[Any], table: dict[str, Any]) -> None:
     known = {f.name for f in dataclasses.fields(kind)}
     for name in table:
-        _require(
-            name in known,
-            f"{kind.__name__} has no setting {name!r}; it knows {', '.join(sorted(known))}",
-            field=name,
-            value=table[name],
-        )
+        if name not in known:
+            raise ConfigError(
+                f"{kind.__name__} has no setting {name!r}; it knows {', '.join(sorted(known))}",
+                field=name,
+                value=table[name],
+            )
 
 
 def from_table(kind: type[T], table: dict[str, Any]) -> T:
@@ -337,6 +250,12 @@ def from_table(kind: type[T], table: dict[str, Any]) -> T:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file.
 
+    Args:
+        path: The file.
+
+    Returns:
+        Its tables.
+
     Raises:
         ConfigError: The file is missing or is not TOML.
     """
@@ -354,6 +273,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def to_json(settings: Any) -> str:
     """Canonical JSON of a settings dataclass: sorted keys, no spaces.
+
+    Args:
+        settings: Any settings dataclass.
+
+    Returns:
+        ASCII text.
 
     Raises:
         TypeError: `settings` is not a dataclass instance.

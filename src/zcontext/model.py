@@ -142,9 +142,13 @@ class ZLanguageModel:
             finally:
                 if training:
                     model.train()
-                # Also after an interrupt in the middle of the switch above.
+                # Also after an interrupt in the middle of the switch above, or of this one.
                 if before != role or self.adapters.role != before:
-                    self.adapters.activate(before)
+                    try:
+                        self.adapters.activate(before)
+                    except KeyboardInterrupt:
+                        self.adapters.activate(before)
+                        raise
 
     def parameters_of(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Adapter parameters of some roles, named `role/name`.

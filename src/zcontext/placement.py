@@ -1,9 +1,9 @@
 """Where segments end, in as few bits as there are ways to place them.
 
-A span of n tokens cut into k segments is one of comb(n - 1, k - 1) cuts, and is stored as its number
-among them (enumerative coding, Cover 1973): about three bits a symbol at four tokens a symbol. The
-decompressor reads each symbol at the place its segment ends; told the places, it learns several
-times faster than with symbols spread evenly (docs/development/log.md).
+A span of n tokens cut into k segments is one of comb(n - 1, k - 1) cuts, and is stored as its
+number among them (enumerative coding, Cover 1973): about three bits a symbol at four tokens a
+symbol. The decompressor reads each symbol at the place its segment ends; told the places, it learns
+several times faster than with symbols spread evenly (docs/development/log.md).
 
 Floor 0, standard library only. What it does not know: symbols, tokens.
 """

@@ -1,8 +1,9 @@
 """From a latent vector to one code of a table, with a gradient: the two quantisers.
 
-`NearestCode` is vector quantisation (van den Oord et al. 2017); `GumbelCode` is the straight-through
-Gumbel-Softmax (Jang et al. 2017) of arXiv 2603.25340. Both look at one stage's table; the residual
-stack over stages is `codebook.py`'s. What this module does not know: models, stages, text.
+`NearestCode` is vector quantisation (van den Oord et al. 2017); `GumbelCode` is the
+straight-through Gumbel-Softmax (Jang et al. 2017) of arXiv 2603.25340. Both look at one stage's
+table; the residual stack over stages is `codebook.py`'s. What this module does not know: models,
+stages, text.
 """
 
 from __future__ import annotations

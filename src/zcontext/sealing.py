@@ -37,9 +37,7 @@ def part_state(codebook: Codebook, adapters: RoleAdapters, part: str) -> dict[st
         Name to tensor.
     """
     state: dict[str, Tensor] = (
-        codebook.state_dict()
-        if part == "codebook"
-        else dict(adapters.named_parameters(part))  # type: ignore[arg-type]
+        codebook.state_dict() if part == "codebook" else dict(adapters.named_parameters(part))  # type: ignore[arg-type]
     )
     return {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
 

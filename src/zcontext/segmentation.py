@@ -166,7 +166,7 @@ class DocumentBudget:
 
         Args:
             surprisal: Bits per token of the window's target, `[n]`.
-            windows_left: Windows that follow this one; each needs one symbol where the total allows.
+            windows_left: Windows that follow this one; each gets a symbol where the total allows.
 
         Returns:
             How many symbols to write, 1 to n (0 when the total is spent).

@@ -185,7 +185,7 @@ class TextTokenizer:
         while len(text) - start > CHUNK_CHARS:
             limit = start + CHUNK_CHARS
             cut = limit
-            for match in _WORD_START.finditer(text, limit - 1024, limit):
+            for match in _WORD_START.finditer(text, max(start + 1, limit - 1024), limit):
                 cut = match.start()
             yield text[start:cut]
             start = cut

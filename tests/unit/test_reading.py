@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_z
 
+from tiny import tiny_z
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_base, tiny_z
 
+from tiny import tiny_base, tiny_z
 from zcontext.config import CodecConfig
 from zcontext.errors import ConfigError, DivergedError, TrainingError
 from zcontext.model import ZLanguageModel
@@ -76,7 +77,8 @@ def test_a_batch_depends_on_seed_and_step_alone(shards: Path) -> None:
 
     for step in (0, 7, 2**40):
         one, two = sampler(1).batch(step), sampler(1).batch(step)
-        assert torch.equal(one.ids, two.ids) and one.n_slots == two.n_slots
+        assert torch.equal(one.ids, two.ids)
+        assert one.n_slots == two.n_slots
     assert not torch.equal(sampler(1).batch(0).ids[:1, :8], sampler(2).batch(0).ids[:1, :8])
 
 
@@ -107,7 +109,8 @@ def test_surprisal_is_kept_in_eighths_of_a_bit(tmp_path: Path) -> None:
         surprise=lambda docs: [np.full(len(d), 3.3, np.float32) for d in docs],
     )
     batch = WindowSampler(Corpus.load([tmp_path]), 8, 8, 8, 2, 4, 1).batch(0)
-    assert batch.surprisal is not None and float(batch.surprisal[0, 0]) == 3.25
+    assert batch.surprisal is not None
+    assert float(batch.surprisal[0, 0]) == 3.25
 
 
 def test_resumed_equals_uninterrupted(shards: Path, tmp_path: Path) -> None:
@@ -136,7 +139,8 @@ def test_both_adapters_and_the_codebook_get_a_gradient(shards: Path, tmp_path: P
     for name, parameter in stage.parameters().items():
         if "codebook/gain" in name or "surprise" in name or "expectation" in name:
             continue
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_infer_is_left_alone_by_the_autoencode_stage(shards: Path, tmp_path: Path) -> None:
@@ -169,7 +173,8 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(shards: Path, tmp_p
         model.codebook.slot.fill_(float("nan"))
     with pytest.raises(DivergedError) as caught:
         trainer._one_step()
-    assert caught.value.step == 3 and str(caught.value.last_checkpoint).endswith(CHECKPOINT)
+    assert caught.value.step == 3
+    assert str(caught.value.last_checkpoint).endswith(CHECKPOINT)
 
 
 def test_a_checkpoint_of_another_run_is_refused(shards: Path, tmp_path: Path) -> None:
@@ -197,7 +202,8 @@ def test_surprisal_from_the_corpus_and_on_the_fly_give_the_same_slots() -> None:
     found = Autoencode(model, AutoencodeConfig()).with_slots(
         build_batch(ids, None, n_prior=0, n_slots=6, depth=1)
     )
-    assert known.ends is not None and found.ends is not None
+    assert known.ends is not None
+    assert found.ends is not None
     assert torch.equal(known.ends, found.ends)
 
 
@@ -214,8 +220,10 @@ def test_the_right_symbols_matter_more_than_none() -> None:
 def test_the_schedule_warms_up_and_falls() -> None:
     config = OptimiserConfig(warmup_steps=10, decay_share=0.5, final_share=0.1)
     factors = [learning_rate_factor(s, steps=100, config=config) for s in range(100)]
-    assert factors[0] == pytest.approx(0.1) and factors[30] == 1.0
-    assert factors[-1] < 0.13 and all(a >= b for a, b in zip(factors[50:], factors[51:], strict=False))
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[30] == 1.0
+    assert factors[-1] < 0.13
+    assert all(a >= b for a, b in itertools.pairwise(factors[50:]))
 
 
 def test_texts_come_from_every_kind_of_file(tmp_path: Path) -> None:
@@ -231,7 +239,11 @@ def test_texts_come_from_every_kind_of_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("x.bin", "", "unknown kind"), ("x.jsonl", '{"body": 1}', "line 1"), ("x.jsonl", "{", "line 1")],
+    [
+        ("x.bin", "", "unknown kind"),
+        ("x.jsonl", '{"body": 1}', "line 1"),
+        ("x.jsonl", "{", "line 1"),
+    ],
 )
 def test_a_corpus_that_cannot_be_read_says_why(
     tmp_path: Path, name: str, content: str, message: str

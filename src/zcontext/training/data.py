@@ -1,4 +1,4 @@
-"""Training data: texts to token shards, shards to batches that depend on nothing but a seed and a step.
+"""Training data: texts to token shards, shards to batches that depend on seed and step alone.
 
 A shard is one `.npz`: `tokens` (all documents end to end), `offsets` (where each begins) and, where
 a base was at hand, `surprisal` (eighths of a bit). A batch is a pure function of (seed, step), so a
@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -54,8 +55,9 @@ def read_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
                 yield from read_texts(child, field=field)
         return
     if not path.is_file():
-        raise ConfigError(f"no corpus at {path}; give a file, a folder or hf:NAME", field="sources",
-                          value=name)
+        raise ConfigError(
+            f"no corpus at {path}; give a file, a folder or hf:NAME", field="sources", value=name
+        )
     if name.endswith((".txt", ".md")):
         yield path.read_text(encoding="utf-8")
     elif name.endswith((".jsonl", ".jsonl.gz")):
@@ -70,18 +72,32 @@ def read_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
         for batch in parquet.ParquetFile(path).iter_batches(columns=[field]):
             yield from (str(v) for v in batch.column(0).to_pylist() if v)
     else:
-        raise ConfigError(f"{path} is of an unknown kind; give one of {', '.join(_KINDS)}",
-                          field="sources", value=name)
+        raise ConfigError(
+            f"{path} is of an unknown kind; give one of {', '.join(_KINDS)}",
+            field="sources",
+            value=name,
+        )
 
 
 _KINDS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 
 
+def open_lines(path: Path) -> TextIO:
+    """Open a text file, gzipped or not, for reading line by line.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+    """
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
 def _read_json_lines(path: Path, field: str) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(
-        encoding="utf-8"
-    )
-    with opened as lines:
+    with open_lines(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -147,8 +163,9 @@ class Corpus:
         for path in map(Path, paths):
             files += sorted(path.glob("*.npz")) if path.is_dir() else [path]
         if not files:
-            raise TrainingError(f"no shards at {[str(p) for p in paths]}; make them with "
-                                "`zcontext prepare`")
+            raise TrainingError(
+                f"no shards at {[str(p) for p in paths]}; make them with `zcontext prepare`"
+            )
         tokens, offsets, surprisal, base = [], [np.zeros(1, np.int64)], [], 0
         for file in files:
             try:
@@ -158,12 +175,16 @@ class Corpus:
                     if "surprisal" in shard:
                         surprisal.append(shard["surprisal"])
             except (OSError, ValueError, KeyError) as error:
-                raise TrainingError(f"{file} is not a shard: {error}; make it again with "
-                                    "`zcontext prepare`") from error
+                raise TrainingError(
+                    f"{file} is not a shard: {error}; make it again with `zcontext prepare`"
+                ) from error
             base = int(offsets[-1][-1])
         whole = len(surprisal) == len(files)
-        return cls(np.concatenate(tokens), np.concatenate(offsets),
-                   np.concatenate(surprisal) if whole else None)
+        return cls(
+            np.concatenate(tokens),
+            np.concatenate(offsets),
+            np.concatenate(surprisal) if whole else None,
+        )
 
 
 def write_shards(
@@ -209,7 +230,7 @@ def write_shards(
         while pending and size < shard_tokens:
             chosen.append(documents[pending.pop()])
             size += len(chosen[-1])
-        arrays = {
+        arrays: dict[str, Any] = {
             "tokens": np.concatenate([np.asarray(c) for c in chosen]).astype(
                 np.uint16 if max(max(c) for c in chosen) < 2**16 else np.uint32
             ),
@@ -320,9 +341,7 @@ class WindowSampler:
 
     @staticmethod
     def _cut(flat: npt.NDArray[np.unsignedinteger], starts: list[int], length: int) -> Tensor:
-        return torch.from_numpy(
-            np.stack([flat[s : s + length].astype(np.int32) for s in starts])
-        )
+        return torch.from_numpy(np.stack([flat[s : s + length].astype(np.int32) for s in starts]))
 
 
 def build_batch(

@@ -40,7 +40,7 @@ class AutoencodeConfig:
     """
 
     discrete_from: int = 500
-    fit_latents: int = 12_000
+    fit_latents: int = 20_000
     distortion_weight: float = 0.25
     surprisal_weight: float = 0.02
     max_token_drop: float = 0.5
@@ -102,7 +102,8 @@ class Autoencode(nn.Module):
         """
         z = self.z
         batch = self.with_slots(batch)
-        assert batch.ends is not None and batch.surprisal is not None
+        assert batch.ends is not None
+        assert batch.surprisal is not None
         ids, ends = batch.ids.to(z.device), batch.ends.to(z.device)
         memory = self._memory(batch, step)
         z.adapters.activate("compress")
@@ -275,5 +276,7 @@ def base_surprisal(z: ZLanguageModel, ids: Tensor) -> Tensor:
         ]
     bits = torch.stack(rows) * BITS
     if not bool(torch.isfinite(bits).all()):
-        raise TrainingError("the base gives surprisals that are not finite; load it in fp32 or bf16")
+        raise TrainingError(
+            "the base gives surprisals that are not finite; load it in fp32 or bf16"
+        )
     return bits

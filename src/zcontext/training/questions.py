@@ -5,7 +5,6 @@ What this module does not know: tokens, symbols, models.
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zcontext.errors import ConfigError
+from zcontext.training.data import open_lines
 
 UNKNOWN = "unknown"
 """What a reader answers when the context does not say."""
@@ -53,10 +53,7 @@ def read_questions(paths: Sequence[str | Path]) -> list[Question]:
     for path in map(Path, paths):
         if not path.is_file():
             raise ConfigError(f"no question file at {path}", field="questions", value=str(path))
-        lines = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(
-            encoding="utf-8"
-        )
-        with lines:
+        with open_lines(path) as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     rows.extend(_row_questions(json.loads(line)))

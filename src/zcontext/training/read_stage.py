@@ -7,7 +7,7 @@ the very prompts it will meet. What this module does not know: the loop, the opt
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,14 @@ from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
 from zcontext.training.objective import BITS, StepOutput
 from zcontext.training.questions import UNKNOWN, Question, read_questions
-from zcontext.training.reading import Chunk, Prompt, Read, answer_states, compress_chunks
+from zcontext.training.reading import (
+    Chunk,
+    Piece,
+    Prompt,
+    Read,
+    answer_states,
+    compress_chunks,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -215,10 +222,11 @@ class ReadStage:
                 prompts.append(pieces)
                 answers.append(self._answer_ids(rows[at].answer))
             chunks = [p for pieces in prompts for p in pieces if isinstance(p, Chunk)]
-            written = iter(compress_chunks(z, chunks) if ratio else [c.ids for c in chunks])
-            inputs = [
-                [next(written) if isinstance(p, Chunk) else p for p in pieces]
-                for pieces in prompts
+            written: Iterator[Piece] = iter(
+                compress_chunks(z, chunks) if ratio else [c.ids for c in chunks]
+            )
+            inputs: list[list[Piece]] = [
+                [next(written) if isinstance(p, Chunk) else p for p in pieces] for pieces in prompts
             ]
             z.adapters.activate("infer")
             scores = z.logits(answer_states(z, inputs, answers))

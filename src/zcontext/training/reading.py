@@ -135,9 +135,7 @@ class Read(nn.Module):
         self.config = config
         self.base = model.base.model
 
-    def forward(
-        self, batch: Sequence[Prompt], step: int, generator: torch.Generator
-    ) -> StepOutput:
+    def forward(self, batch: Sequence[Prompt], step: int, generator: torch.Generator) -> StepOutput:
         """Loss of one batch.
 
         Args:
@@ -221,9 +219,7 @@ def answer_states(
         embedded.append(torch.cat([p.to(z.base.dtype) for p in parts]))
     longest = max(len(e) for e in embedded)
     inputs = torch.stack([nn.functional.pad(e, (0, 0, 0, longest - len(e))) for e in embedded])
-    mask = torch.stack(
-        [torch.arange(longest, device=z.device) < len(e) for e in embedded]
-    ).long()
+    mask = torch.stack([torch.arange(longest, device=z.device) < len(e) for e in embedded]).long()
     positions = torch.arange(longest, device=z.device).expand(len(embedded), -1)
     hidden = z.run(inputs, positions=positions, mask=mask).hidden
     return torch.cat(

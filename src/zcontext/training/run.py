@@ -72,11 +72,11 @@ def train(
     """
     model = build_model(config)
     stage = build_stage(model, config)
-    trainer = Trainer(
-        model, stage, run=config.run, optimiser=config.optimiser, on_log=on_log
-    )
+    trainer = Trainer(model, stage, run=config.run, optimiser=config.optimiser, on_log=on_log)
     figures = trainer.train()
     facts = {"stage": config.run.stage, "steps": trainer.step, "figures": figures}
     if trainer.accelerator.is_main_process:
-        save_bundle(model, config.run.bundle, training=facts | {"config": dataclasses.asdict(config)})
+        save_bundle(
+            model, config.run.bundle, training=facts | {"config": dataclasses.asdict(config)}
+        )
     return {**facts, "bundle": config.run.bundle}

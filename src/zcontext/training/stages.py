@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from zcontext.training.objective import (
 logger = logging.getLogger(__name__)
 
 RESTART_EVERY = 50
+CENTRE_TOKENS = 1_000_000
 DEV_RATIOS = (4, 8)
 
 
@@ -63,6 +65,10 @@ class AutoencodeStage:
             seed=config.run.seed,
         )
         self._dev: tuple[Tensor, Tensor] | None = None
+        if config.run.start is None:
+            table = model.base.model.get_input_embeddings().weight
+            counts = np.bincount(self._sampler.corpus.tokens[:CENTRE_TOKENS])
+            model.codebook.centre(table, torch.from_numpy(counts).float())
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The two adapters and the codebook."""
@@ -92,8 +98,10 @@ class AutoencodeStage:
         generator = torch.Generator().manual_seed(self.config.run.seed)
         left = self.model.codebook.fit(torch.cat(latents), generator=generator)
         self._share_codebook()
-        logger.info("codebook started: variance left after each stage %s",
-                    ", ".join(f"{share:.3f}" for share in left))
+        logger.info(
+            "codebook started: variance left after each stage %s",
+            ", ".join(f"{share:.3f}" for share in left),
+        )
 
     @torch.no_grad()
     def _latents(self, batch: WindowBatch) -> Tensor:

@@ -83,9 +83,7 @@ def learning_rate_factor(step: int, *, steps: int, config: OptimiserConfig) -> f
 
 
 def _open_board(folder: Path) -> Any:
-    """A tensorboard writer, or None where tensorboard is not installed: it is an extra, and the
-    JSON lines hold the same numbers.
-    """
+    """A tensorboard writer; None without that extra (the JSON lines say the same)."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -133,9 +131,7 @@ class Trainer:
             {"params": params, "scale": scale, "weight_decay": decay}
             for params, scale, decay in self._parameter_groups()
         ]
-        adam = torch.optim.AdamW(
-            groups, lr=optimiser.learning_rate, betas=(0.9, 0.98)
-        )
+        adam = torch.optim.AdamW(groups, lr=optimiser.learning_rate, betas=(0.9, 0.98))
         self.module, self.optimiser = self.accelerator.prepare(stage.module, adam)
         self.step = 0
         self._board: Any = None
@@ -150,7 +146,9 @@ class Trainer:
                 key = (1.0, config.weight_decay)
             else:
                 rows = name in ("codebook/rows", "codebook/offset")
-                key = (config.rows_scale if rows else config.codebook_scale, 0.0)
+                writes = name.startswith("codebook/to_latent")
+                scale = config.latent_scale if writes else config.codebook_scale
+                key = (config.rows_scale if rows else scale, 0.0)
             groups.setdefault(key, []).append(parameter)
         return [(params, *key) for key, params in groups.items()]
 
@@ -195,7 +193,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * group["scale"] * factor
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        output = None
+        output: StepOutput | None = None
         for micro in range(config.accumulate):
             index = (step * config.accumulate + micro) * world + rank
             generator = torch.Generator().manual_seed(self.run_config.seed * 1_000_003 + index)
@@ -303,8 +301,9 @@ class Trainer:
                 self._restore_moments(file)
                 self.step = int(facts["step"])
         except SafetensorError as error:
-            raise TrainingError(f"{path} does not fit this run: {error}; delete it to start over"
-                                ) from error
+            raise TrainingError(
+                f"{path} does not fit this run: {error}; delete it to start over"
+            ) from error
         logger.info("resumed at step %d from %s", self.step, path)
 
     def _restore_moments(self, file: Any) -> None:

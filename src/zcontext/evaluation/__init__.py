@@ -1,0 +1,1 @@
+"""Measuring: what a codec keeps (`reconstruct`) and what a reader can do with it (`qa`)."""

@@ -1,0 +1,105 @@
+"""Answers already given, kept in a JSON-lines file so that an interrupted run can go on.
+
+Lines are appended whole; what a killed run left unfinished is cut off when the file is opened. It
+does not know how answers are made or scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zcontext.errors import StoreError
+from zcontext.evaluation.questions import QARow
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer given.
+
+    Attributes:
+        key: Digest of everything that shaped it.
+        text: What was answered.
+        n_positions: Positions of the context.
+    """
+
+    key: str
+    text: str
+    n_positions: int
+
+
+class PredictionLog:
+    """Predictions in a JSON-lines file, or in memory when there is no file.
+
+    Args:
+        path: The file; lines that a killed run left unfinished are cut off.
+
+    Raises:
+        StoreError: The file cannot be read or written, or holds something else.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._path = None if path is None else Path(path)
+        self._found: dict[str, Prediction] = {}
+        if self._path is not None and self._path.exists():
+            try:
+                self._load(self._path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise StoreError(
+                    f"{path} is not a file of predictions ({error}); give another path, or delete "
+                    "it to start over"
+                ) from error
+
+    def _load(self, path: Path) -> None:
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        for line in whole.splitlines():
+            row = json.loads(line)
+            found = Prediction(str(row["key"]), str(row["prediction"]), int(row["n_positions"]))
+            self._found[found.key] = found
+        if len(whole) < len(data):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._found
+
+    def __getitem__(self, key: str) -> Prediction:
+        return self._found[key]
+
+    def add(self, predictions: Sequence[Prediction], rows: Sequence[QARow], name: str) -> None:
+        """Keep predictions; they are in the file when this returns.
+
+        Args:
+            predictions: What was answered.
+            rows: To what, in the same order.
+            name: Under which condition.
+
+        Raises:
+            StoreError: The file cannot be written.
+        """
+        lines = "".join(
+            json.dumps(
+                {
+                    "key": p.key,
+                    "condition": name,
+                    "question": row.question,
+                    "prediction": p.text,
+                    "answers": row.answers,
+                    "n_positions": p.n_positions,
+                },
+                ensure_ascii=False,
+            )
+            + "\n"
+            for p, row in zip(predictions, rows, strict=True)
+        )
+        if self._path is not None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(lines)
+            except OSError as error:
+                raise StoreError(f"cannot append predictions to {self._path}: {error}") from error
+        self._found.update((p.key, p) for p in predictions)

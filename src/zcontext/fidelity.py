@@ -1,0 +1,204 @@
+"""What a document would lose: a teacher-forced reading of its symbols against its text.
+
+One forward per span shows the token that greedy decoding would choose at every place, each after
+the right ones before it: the share that is right, the bits that are missing, and which numbers,
+names and addresses of the source would not come back as they are. What it does not know: windows,
+budgets, how a loss is made good.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+import torch
+from torch import Tensor, nn
+
+from zcontext.decompressor import span_layouts
+from zcontext.errors import CodecMismatchError, SpanError
+from zcontext.model import ZLanguageModel
+from zcontext.spans import Fidelity, ZDocument
+from zcontext.tokenization import TokenizedText, special_ids, text_tokenizer
+from zcontext.vocabulary import utf8_bytes
+
+_ADDRESS = re.compile(r"https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+|[\w.+-]+@[\w-]+\.[\w.-]+\w")
+_NUMBER = re.compile(r"\w*\d(?:[\w.,:/%-]*\w)?%?")
+_WORD = re.compile(r"[^\W\d_](?:[\w'\u2019-]*\w)?")
+_SENTENCE_START = re.compile(r"(?:^|[.!?:\u2026\n])[\s\"'\u201c\u2018(\[]*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A teacher-forced reading of one span.
+
+    Attributes:
+        right: Per token, whether the most likely one was it.
+        bits: Per token, its surprisal given the symbols and the tokens before it.
+    """
+
+    right: tuple[bool, ...]
+    bits: tuple[float, ...]
+
+
+def read_spans(
+    model: ZLanguageModel, document: ZDocument, tokens: TokenizedText
+) -> Iterator[Reading]:
+    """Read every span of a document against its tokens.
+
+    Args:
+        model: The model that reads.
+        document: Of its codec.
+        tokens: Of the document's text.
+
+    Yields:
+        One reading per span, in order.
+    """
+    text_only = torch.arange(model.base_vocab) < len(model.tokenizer)
+    text_only[sorted(special_ids(model.tokenizer) | {model.end_token})] = False
+    for span, layout in zip(document.spans, span_layouts(model, document), strict=True):
+        ids = torch.tensor([tokens.ids[span.tokens.start : span.tokens.end].tolist()])
+        start = torch.tensor([[model.start_token]])
+        inputs = torch.cat([start, ids[:, :-1]], dim=1)
+        with model.using("decompress"), torch.no_grad():
+            states = model.restore_states(
+                layout.symbols.unsqueeze(0),
+                layout.positions.unsqueeze(0),
+                torch.ones(1, len(layout.positions), dtype=torch.long),
+                inputs,
+                torch.ones_like(inputs),
+                offset=layout.n_memory,
+            )[0]
+            scores = model.logits(states).masked_fill(~text_only.to(model.device), -torch.inf)
+            target = ids[0].to(model.device)
+            nats: Tensor = nn.functional.cross_entropy(scores, target, reduction="none")
+            right = (scores.argmax(-1) == target).tolist()
+        yield Reading(tuple(right), tuple((nats / math.log(2.0)).tolist()))
+
+
+def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> ZDocument:
+    """A document whose spans say how well they read back.
+
+    Args:
+        model: The model that reads.
+        document: What was written.
+        text: The text it stands for.
+
+    Returns:
+        The same document with the fidelity of every span.
+
+    Raises:
+        CodecMismatchError: Another codec wrote the document.
+        SpanError: The document does not stand for this text.
+    """
+    if document.codec != model.codec:
+        raise CodecMismatchError(
+            f"the document was written by codec {document.codec[:12]}..., this model is "
+            f"{model.codec[:12]}...; load the bundle that wrote it"
+        )
+    if sha256(utf8_bytes(text)).hexdigest() != document.text_sha256:
+        raise SpanError(
+            f"the document of {document.n_chars:,} characters does not stand for this text of "
+            f"{len(text):,}; give the text it was made from, with what spelled symbols escaped "
+            "or dropped as it was then (ZVocabulary.guard)"
+        )
+    tokens = text_tokenizer(model.tokenizer).locate(text, max_tokens=max(1, document.n_tokens))
+    readings = list(read_spans(model, document, tokens))
+    right = [flag for reading in readings for flag in reading.right]
+    lost: list[list[str]] = [[] for _ in document.spans]
+    starts = [span.chars.start for span in document.spans]
+    for begin, end in fragile_places(text):
+        first = max(0, bisect_right(tokens.starts, begin) - 1)
+        while first > 0 and tokens.starts[first - 1] == tokens.starts[first]:
+            first -= 1
+        last = bisect_right(tokens.starts, end - 1)
+        if not all(right[first:last]):
+            lost[bisect_right(starts, begin) - 1].append(text[begin:end])
+    spans = tuple(
+        dataclasses.replace(span, fidelity=_fidelity([reading], tuple(dict.fromkeys(items))))
+        for span, reading, items in zip(document.spans, readings, lost, strict=True)
+    )
+    return dataclasses.replace(document, spans=spans)
+
+
+def overall_fidelity(document: ZDocument) -> Fidelity:
+    """The fidelity of a document, from that of its spans.
+
+    Args:
+        document: As `measure_fidelity` returns it.
+
+    Returns:
+        Tokens right over all tokens, all bits missing, everything lost; 1, 0 and nothing for the
+        empty document.
+
+    Raises:
+        SpanError: Some span was not measured.
+    """
+    right = bits = 0.0
+    lost: dict[str, None] = {}
+    for at, span in enumerate(document.spans):
+        if span.fidelity is None:
+            raise SpanError(f"span {at} was not measured; pass the document to measure_fidelity")
+        right += span.fidelity.token_accuracy * len(span.tokens)
+        bits += span.fidelity.bits_missing
+        lost.update(dict.fromkeys(span.fidelity.lost))
+    share = right / document.n_tokens if document.n_tokens else 1.0
+    return Fidelity(min(1.0, share), bits, tuple(lost))
+
+
+def _fidelity(readings: list[Reading], lost: tuple[str, ...]) -> Fidelity:
+    right = [flag for reading in readings for flag in reading.right]
+    bits = sum(sum(reading.bits) for reading in readings)
+    return Fidelity(sum(right) / len(right), max(0.0, bits), lost)
+
+
+def fragile_places(text: str) -> list[tuple[int, int]]:
+    """Where a text holds what a reader would miss if it came back altered.
+
+    Addresses, numbers, and names: capitalised words in the middle of a sentence, and those at the
+    start of one that are also seen elsewhere or stand before another.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Character ranges, in order, none overlapping.
+    """
+    found = [match.span() for match in _ADDRESS.finditer(text)]
+    taken = _Ranges(found)
+    found += [m.span() for m in _NUMBER.finditer(text) if not taken.meets(*m.span())]
+    taken = _Ranges(found)
+    opening: list[tuple[int, int]] = []
+    named: set[str] = set()
+    names: list[tuple[int, int]] = []
+    for match in _WORD.finditer(text):
+        begin, end = match.span()
+        if not match.group()[0].isupper() or taken.meets(begin, end):
+            continue
+        if len(match.group()) > 1 and match.group().isupper():
+            names.append((begin, end))
+        elif _SENTENCE_START.search(text, max(0, begin - 8), begin):
+            opening.append((begin, end))
+        elif len(match.group()) > 1:
+            names.append((begin, end))
+            named.add(match.group())
+    starts = {begin for begin, _ in names}
+    names += [(b, e) for b, e in opening if text[b:e] in named or e + 1 in starts]
+    return sorted(found + names)
+
+
+class _Ranges:
+    """Ranges that do not overlap, to be asked whether another meets one of them."""
+
+    def __init__(self, ranges: list[tuple[int, int]]) -> None:
+        self._ranges = sorted(ranges)
+        self._starts = [begin for begin, _ in self._ranges]
+
+    def meets(self, begin: int, end: int) -> bool:
+        """Whether some range shares a character with `begin` to `end`."""
+        at = bisect_right(self._starts, end - 1) - 1
+        return at >= 0 and self._ranges[at][1] > begin

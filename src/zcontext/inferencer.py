@@ -1,0 +1,353 @@
+"""Inferencer: answers prompts in which symbols stand wherever text could.
+
+Symbols and text take consecutive positions under the INFER adapter. What it does not know: how
+symbols are written, how a prompt is worded (`prompts.py`), how tokens are chosen (`generation.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zcontext.config import GenerationSettings
+from zcontext.decompressor import embed_symbols
+from zcontext.errors import ContextOverflowError
+from zcontext.generation import Decoding, Generated, Prefill, generate, stream
+from zcontext.model import ZLanguageModel
+from zcontext.prefixes import PrefixCache, prefix_key
+from zcontext.prompts import Piece, encode_messages, encode_parts, n_positions, question_parts
+from zcontext.spans import Answer, ChatMessage, Part
+from zcontext.vocabulary import Symbols, ZVocabulary
+
+
+class Inferencer:
+    """Answers prompts in which symbols stand wherever text could.
+
+    Args:
+        model: The model that reads.
+        prefix_cache_bytes: Memory for keys and values of prefixes that end in symbols, kept across
+            questions; 0 keeps none. Answers are the same either way.
+
+    Raises:
+        ConfigError: `prefix_cache_bytes` is negative.
+    """  # noqa: DOC502 - raised by the cache
+
+    def __init__(self, model: ZLanguageModel, *, prefix_cache_bytes: int = 256 << 20) -> None:
+        self.model = model
+        self.prefixes = PrefixCache(max_bytes=prefix_cache_bytes)
+
+    @property
+    def codec(self) -> str:
+        """Digest of the codec, 64 hex digits."""
+        return self.model.codec
+
+    @property
+    def vocabulary(self) -> ZVocabulary:
+        """The symbols it reads."""
+        return self.model.vocabulary
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, prompt and answer together."""
+        return self.model.context_length
+
+    def complete(
+        self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
+    ) -> Answer:
+        """What follows the parts, without any chat format.
+
+        Args:
+            parts: Text and symbols, in order.
+            settings: How to generate; None is greedy.
+
+        Returns:
+            The answer.
+
+        Raises:
+            CodecMismatchError: Another codec wrote the symbols.
+            UnknownSymbolError: The symbols are deeper than the codec.
+            SymbolCollisionError: A text spells symbols.
+            VocabularyError: A text holds a lone surrogate.
+            ContextOverflowError: The prompt leaves no position for an answer.
+        """  # noqa: DOC502 - raised by the steps
+        return self._answer(self._completion(parts), settings)
+
+    def stream(
+        self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
+    ) -> Iterator[str]:
+        """The text of `complete`, piece by piece; its errors are raised before the first piece.
+
+        Args:
+            parts: Text and symbols, in order.
+            settings: How to generate; None is greedy.
+
+        Returns:
+            Pieces of text, none empty.
+        """
+        return stream(self._decoding(self._completion(parts), settings))
+
+    def chat(
+        self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
+    ) -> Answer:
+        """The assistant's next turn, in the chat format of the base.
+
+        Args:
+            messages: The turns so far.
+            settings: How to generate; None is greedy.
+
+        Returns:
+            The answer.
+
+        Raises:
+            CodecMismatchError: Another codec wrote the symbols.
+            UnknownSymbolError: The symbols are deeper than the codec.
+            SymbolCollisionError: A text spells symbols.
+            VocabularyError: A text holds a lone surrogate.
+            SpanError: A role is not a plain word.
+            ModelError: The base's chat template refuses the messages.
+            ContextOverflowError: The prompt leaves no position for an answer.
+        """  # noqa: DOC502 - raised by the steps
+        return self._answer(self._turns(messages), settings)
+
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
+    ) -> Iterator[str]:
+        """The text of `chat`, piece by piece; its errors are raised before the first piece.
+
+        Args:
+            messages: The turns so far.
+            settings: How to generate; None is greedy.
+
+        Returns:
+            Pieces of text, none empty.
+        """
+        return stream(self._decoding(self._turns(messages), settings))
+
+    def ask(
+        self,
+        question: str,
+        context: Sequence[Part],
+        *,
+        settings: GenerationSettings | None = None,
+    ) -> Answer:
+        """The answer to a question about a context, in the prompt INFER was trained on.
+
+        Args:
+            question: What is asked.
+            context: Text and symbols to answer from.
+            settings: How to generate; None is greedy.
+
+        Returns:
+            The answer.
+
+        Raises:
+            CodecMismatchError: Another codec wrote the symbols.
+            UnknownSymbolError: The symbols are deeper than the codec.
+            SymbolCollisionError: A text spells symbols.
+            VocabularyError: A text holds a lone surrogate.
+            ModelError: The base's chat template refuses the messages.
+            ContextOverflowError: The prompt leaves no position for an answer.
+        """  # noqa: DOC502 - raised by the steps
+        return self.chat(question_parts(question, context), settings=settings)
+
+    def ask_many(
+        self,
+        questions: Sequence[str],
+        contexts: Sequence[Sequence[Part]],
+        *,
+        settings: GenerationSettings | None = None,
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """`ask` for many questions, several in one pass; the prefix cache is not used.
+
+        Args:
+            questions: What is asked.
+            contexts: Text and symbols to answer each of them from.
+            settings: How to generate; None is greedy.
+            batch_size: Questions in one pass.
+
+        Returns:
+            One answer per question, in order; `seconds` is a pass's time shared evenly.
+
+        Raises:
+            CodecMismatchError: Another codec wrote some of the symbols.
+            UnknownSymbolError: Some symbols are deeper than the codec.
+            SymbolCollisionError: A text spells symbols.
+            VocabularyError: A text holds a lone surrogate.
+            ContextOverflowError: A prompt leaves no position for an answer.
+        """  # noqa: DOC502 - raised by the steps
+        chosen = settings or GenerationSettings()
+        prompts = [
+            self._turns(question_parts(question, context))
+            for question, context in zip(questions, contexts, strict=True)
+        ]
+        # Prompts of like length share a pass, so that little of it is padding.
+        order = sorted(range(len(prompts)), key=lambda at: n_positions(prompts[at]))
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), batch_size):
+            together = order[start : start + batch_size]
+            started = time.perf_counter()
+            rows = []
+            for at in together:
+                n = n_positions(prompts[at])
+                room = self._room(prompts[at])
+                rows.append(
+                    Prefill(
+                        self._embed(prompts[at]),
+                        torch.arange(n),
+                        n,
+                        min(chosen.max_new_tokens, room),
+                    )
+                )
+            results = generate(self.model, "infer", rows, settings=chosen)
+            seconds = (time.perf_counter() - started) / len(together)
+            for at, result in zip(together, results, strict=True):
+                answers[at] = _as_answer(prompts[at], result, seconds=seconds)
+        return [answers[at] for at in range(len(prompts))]
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Positions the parts take: one per base token, one per symbol.
+
+        Args:
+            parts: Text and symbols, in order.
+
+        Returns:
+            The count.
+
+        Raises:
+            CodecMismatchError: Another codec wrote the symbols.
+            UnknownSymbolError: The symbols are deeper than the codec.
+            SymbolCollisionError: A text spells symbols.
+            VocabularyError: A text holds a lone surrogate.
+        """  # noqa: DOC502 - raised by the steps
+        return n_positions(encode_parts(self.model.tokenizer, self._checked(parts)))
+
+    def token_ids(self, parts: Sequence[Part]) -> list[int]:
+        """Ids for counters: base ids for text, one id beyond them (by its first code) per symbol.
+
+        Args:
+            parts: Text and symbols, in order.
+
+        Returns:
+            One id per position.
+
+        Raises:
+            CodecMismatchError: Another codec wrote the symbols.
+            UnknownSymbolError: The symbols are deeper than the codec.
+            SymbolCollisionError: A text spells symbols.
+            VocabularyError: A text holds a lone surrogate.
+        """  # noqa: DOC502 - raised by the steps
+        ids: list[int] = []
+        for piece in encode_parts(self.model.tokenizer, self._checked(parts)):
+            if isinstance(piece, Symbols):
+                ids.extend(self.model.base_vocab + code[0] for code in piece.codes)
+            else:
+                ids.extend(piece)
+        return ids
+
+    def _checked(self, parts: Sequence[Part]) -> Sequence[Part]:
+        vocabulary = self.vocabulary
+        for part in parts:
+            if isinstance(part, Symbols):
+                vocabulary.check(part)
+            else:
+                vocabulary.guard(part)
+        return parts
+
+    def _completion(self, parts: Sequence[Part]) -> list[Piece]:
+        pieces = encode_parts(self.model.tokenizer, self._checked(parts))
+        return pieces or [[self.model.start_token]]
+
+    def _turns(self, messages: Sequence[ChatMessage]) -> list[Piece]:
+        for message in messages:
+            self._checked(message.parts)
+        return encode_messages(self.model.tokenizer, messages)
+
+    def _embed(self, pieces: Sequence[Piece]) -> Tensor:
+        rows = [
+            embed_symbols(self.model, piece)
+            if isinstance(piece, Symbols)
+            else self.model.embed_tokens(torch.tensor([piece]))[0]
+            for piece in pieces
+        ]
+        return torch.cat(rows).detach()
+
+    def _decoding(self, pieces: list[Piece], settings: GenerationSettings | None) -> Decoding:
+        chosen = settings or GenerationSettings()
+        n_prompt, room = n_positions(pieces), self._room(pieces)
+        embeddings = self._embed(pieces)
+        n_prefix = self._n_prefix(pieces)
+        past = self._past(pieces, embeddings[:n_prefix]) if n_prefix else None
+        prompt = Prefill(
+            embeddings[n_prefix:],
+            torch.arange(n_prefix, n_prompt),
+            n_prompt,
+            min(chosen.max_new_tokens, room),
+        )
+        return Decoding(self.model, "infer", [prompt], settings=chosen, past=past)
+
+    def _room(self, pieces: Sequence[Piece]) -> int:
+        """Positions left for an answer."""
+        n_prompt = n_positions(pieces)
+        room = self.context_length - n_prompt
+        if room < 1:
+            n_symbols = sum(len(piece) for piece in pieces if isinstance(piece, Symbols))
+            raise ContextOverflowError(
+                f"the prompt takes {n_prompt:,} positions ({n_prompt - n_symbols:,} tokens, "
+                f"{n_symbols:,} symbols) of {self.context_length:,} and leaves none for an "
+                "answer; compress more, or give fewer documents"
+            )
+        return room
+
+    def _n_prefix(self, pieces: Sequence[Piece]) -> int:
+        """Positions up to the last symbol; one at least stays for the pass that answers."""
+        ends = [at for at, piece in enumerate(pieces) if isinstance(piece, Symbols)]
+        if not ends:
+            return 0
+        return min(n_positions(pieces[: ends[-1] + 1]), n_positions(pieces) - 1)
+
+    def _past(self, pieces: Sequence[Piece], embeddings: Tensor) -> Any:
+        """Keys and values of the prefix, in a pass of its own whether it is kept or not.
+
+        One pass over the whole prompt would round differently, and the answer would depend on
+        what was asked before.
+        """
+        ends = [at for at, piece in enumerate(pieces) if isinstance(piece, Symbols)]
+        n = len(embeddings)
+        key = prefix_key(f"{self.codec}/{n}", pieces[: ends[-1] + 1])
+        found = self.prefixes.get(key)
+        if found is not None:
+            return found
+        with self.model.using("infer"), torch.no_grad():
+            found = self.model.run(
+                embeddings.unsqueeze(0),
+                positions=torch.arange(n).unsqueeze(0),
+                mask=torch.ones(1, n, dtype=torch.long),
+                use_cache=True,
+            ).cache
+        self.prefixes.put(key, found)
+        return found
+
+    def _answer(self, pieces: list[Piece], settings: GenerationSettings | None) -> Answer:
+        started = time.perf_counter()
+        decoding = self._decoding(pieces, settings)
+        while not decoding.done:
+            decoding.step()
+        seconds = time.perf_counter() - started
+        return _as_answer(pieces, decoding.results()[0], seconds=seconds)
+
+
+def _as_answer(pieces: Sequence[Piece], result: Generated, *, seconds: float) -> Answer:
+    n_symbols = sum(len(piece) for piece in pieces if isinstance(piece, Symbols))
+    return Answer(
+        text=result.text,
+        stop_reason=result.stop_reason,
+        n_prompt_tokens=n_positions(pieces) - n_symbols,
+        n_prompt_symbols=n_symbols,
+        n_output_tokens=len(result.ids),
+        seconds=seconds,
+    )

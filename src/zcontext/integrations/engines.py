@@ -1,0 +1,251 @@
+"""Who does the work behind a door: an engine the user made, or a bundle loaded when first needed.
+
+A compressor and a reader given the same bundle share one model, so the weights are in memory
+once. Also here: how blocking calls and streams are awaited from an event loop.
+
+Framework-free; torch is imported only when a bundle is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, RLock, Thread
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import WeakValueDictionary
+
+from zcontext.bundles import find_bundle
+from zcontext.errors import BundleError, ConfigError
+from zcontext.spans import SupportsCompress, SupportsRead
+from zcontext.vocabulary import ZVocabulary
+
+if TYPE_CHECKING:
+    from zcontext.model import ZLanguageModel
+
+__all__ = ["Engine", "follow", "in_thread"]
+
+T = TypeVar("T")
+
+# Weak, so that weights go when the last compressor or reader on them goes.
+_models: WeakValueDictionary[Path, ZLanguageModel] = WeakValueDictionary()
+_loading: Final = RLock()
+# Our own pool: calls that wait for one model would otherwise fill the event loop's, and keep DNS
+# look-ups and file reads of the whole program waiting with them.
+_pool: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="zcontext")
+
+
+class Engine:
+    """A compressor and a reader behind one name.
+
+    Args:
+        source: A `SupportsCompress` or `SupportsRead` (or both), a `ZLanguageModel`, or the
+            folder or name of a bundle.
+
+    Raises:
+        ConfigError: if it is none of these.
+        BundleError: if there is no such bundle.
+    """
+
+    def __init__(self, source: object) -> None:
+        self._compressor: SupportsCompress | None = None
+        self._reader: SupportsRead | None = None
+        self._vocabulary: ZVocabulary | None = None
+        self._path: Path | None = None
+        self._model: Any = None
+        if isinstance(source, str | Path):
+            self._path = find_bundle(source).resolve()
+            self._vocabulary = _named_vocabulary(self._path)
+        else:
+            self._take(source)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        """Itself: a component that a framework copies goes on with the same weights."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes open the bundle themselves; weights do not travel.
+        known = self._path or self._model or self._compressor or self._reader
+        return type(self), (known,)
+
+    def _take(self, source: object) -> None:
+        if isinstance(source, SupportsCompress):
+            self._compressor = source
+        if isinstance(source, SupportsRead):
+            self._reader = source
+        if self._compressor is None and self._reader is None:
+            # By shape: importing the class would load torch for users who never need it.
+            if not (hasattr(source, "codebook") and hasattr(source, "using")):
+                raise ConfigError(
+                    f"model is a {type(source).__name__}: give a bundle's folder or name, a "
+                    "ZLanguageModel, a ZCompressor or an Inferencer.",
+                    field="model",
+                    value=source,
+                )
+            self._model = source
+
+    @property
+    def name(self) -> str:
+        """What to call it: the bundle's folder name, or the engine's class."""
+        known = self._compressor or self._reader or self._model
+        return self._path.name if self._path else type(known).__name__
+
+    @property
+    def identity(self) -> str:
+        """What tells its answers from another engine's, for caches of answers."""
+        return f"{self._path or self.name}#{self.vocabulary.codec}"
+
+    @property
+    def vocabulary(self) -> ZVocabulary:
+        """Of its codec; known without loading weights."""
+        if self._vocabulary is not None:
+            return self._vocabulary
+        known = self._compressor or self._reader or self._model
+        vocabulary: ZVocabulary = known.vocabulary
+        return vocabulary
+
+    def compressor(self) -> SupportsCompress:
+        """The compressor, loaded if it is not there yet.
+
+        Returns:
+            The same one each time.
+
+        Raises:
+            ConfigError: if the engine given can only read.
+            ModelError: if the bundle or its base cannot be loaded.
+        """
+        with _loading:
+            if self._compressor is None:
+                model = self._loaded("compress")
+                from zcontext.compressor import ZCompressor
+
+                self._compressor = ZCompressor(model)
+            return self._compressor
+
+    def reader(self) -> SupportsRead:
+        """The reader, loaded if it is not there yet.
+
+        Returns:
+            The same one each time.
+
+        Raises:
+            ConfigError: if the engine given can only compress.
+            ModelError: if the bundle or its base cannot be loaded.
+        """
+        with _loading:
+            if self._reader is None:
+                model = self._loaded("read")
+                from zcontext.readers import Inferencer
+
+                self._reader = Inferencer(model)
+            return self._reader
+
+    def _loaded(self, verb: str) -> ZLanguageModel:
+        if self._model is None and self._path is None:
+            raise ConfigError(
+                f"model is a {self.name}, which does not {verb}: give a bundle's folder or a "
+                "ZLanguageModel, which do both, or the engine that does.",
+                field="model",
+                value=self.name,
+            )
+        if self._model is None:
+            from zcontext.bundle import load_bundle
+
+            assert self._path is not None
+            model = _models.get(self._path)
+            if model is None:
+                model = _models[self._path] = load_bundle(self._path)
+            self._model = model
+        loaded: ZLanguageModel = self._model
+        return loaded
+
+
+def _named_vocabulary(bundle: Path) -> ZVocabulary:
+    """The vocabulary that a manifest names; the bundle is checked when it is loaded.
+
+    Read here and not with `zcontext.bundle`, which loads torch: models are made, and asked for
+    their vocabulary, on event loops.
+    """
+    manifest = bundle / "manifest.json"
+    try:
+        named = json.loads(manifest.read_text(encoding="utf-8"))
+        shape = named["config"]
+        return ZVocabulary(codec=named["codec"], depth=shape["depth"], size=shape["size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(
+            f"{manifest} names no codec: {error!r}. Fetch the bundle again, or give another folder."
+        ) from error
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """The result of a blocking call, without blocking the event loop.
+
+    Args:
+        call: Run in a thread, with the caller's context variables.
+
+    Returns:
+        What it returns.
+    """
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_pool, context.run, call)
+
+
+async def follow(start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+    """The pieces of a blocking stream, without blocking the event loop.
+
+    The stream lives in one thread from beginning to end: it holds the model's lock, which only the
+    thread that took it can give back. A consumer that stops early ends the stream at its next
+    piece.
+
+    Args:
+        start: Makes the stream; called in the thread.
+
+    Yields:
+        Its pieces, in order.
+
+    Raises:
+        BaseException: whatever the stream raises.
+    """
+    loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
+    abandoned = Event()
+
+    def send(piece: tuple[T] | BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody follows any more
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+    def work() -> None:
+        stream: Iterator[T] = iter(())
+        try:
+            stream = start()
+            for piece in stream:
+                if abandoned.is_set():
+                    break
+                send((piece,))
+        except BaseException as error:  # handed to whoever follows
+            send(error)
+        else:
+            send(None)
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+
+    # A thread of its own and not the loop's pool: many streams waiting for one model would
+    # otherwise keep everything else out of the pool.
+    context = contextvars.copy_context()
+    Thread(target=context.run, args=(work,), name="zcontext-stream", daemon=True).start()
+    try:
+        while True:
+            piece = await pieces.get()
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece[0]
+    finally:
+        abandoned.set()

@@ -1,0 +1,161 @@
+"""The codebook: pooling, residual stages, their gradients, and keeping codes alive."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zcontext.codebook import N_PLACES, Codebook
+from zcontext.config import CodecConfig
+from zcontext.relaxation import GumbelCode
+
+HIDDEN = 12
+
+
+def book(*, depth: int = 3, size: int = 16, seed: int = 0) -> Codebook:
+    generator = torch.Generator().manual_seed(seed + 100)
+    made = Codebook(
+        CodecConfig(depth=depth, size=size),
+        hidden_size=HIDDEN,
+        token_embeddings=torch.randn(50, HIDDEN, generator=generator),
+        seed=seed,
+    )
+    with torch.no_grad():
+        made.place_logits.add_(torch.randn(N_PLACES, generator=generator))
+    return made
+
+
+def slow_pool(codebook: Codebook, tokens: torch.Tensor, ends: list[int]) -> torch.Tensor:
+    """The obviously right twin: one segment after another, one token after another."""
+    pooled, start = [], 0
+    for end in ends:
+        length = end - start + 1
+        weights = [
+            float(codebook.place_logits[min(N_PLACES - 1, place * N_PLACES // length)].exp())
+            for place in range(length)
+        ]
+        total = torch.zeros(HIDDEN)
+        for place, weight in enumerate(weights):
+            share = weight / sum(weights)
+            total += share * length**0.5 * (tokens[start + place] - codebook.mean_embedding)
+        pooled.append(codebook.mean_embedding + codebook.gain * total)
+        start = end + 1
+    return torch.stack(pooled)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.data())
+def test_pooling_equals_the_slow_twin_and_ignores_tokens_after_the_last_end(seed, n, data):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(n, HIDDEN, generator=generator)
+    k = data.draw(st.integers(1, n))
+    ends = torch.randperm(n, generator=generator)[:k].sort().values
+    made = book()
+    with torch.no_grad():
+        fast = made.pool(tokens.unsqueeze(0), ends.unsqueeze(0))[0]
+        assert torch.allclose(fast, slow_pool(made, tokens, ends.tolist()), atol=1e-4)
+
+
+def test_padded_slots_own_no_token_and_leave_the_real_ones_alone():
+    made, tokens = book(), torch.randn(1, 9, HIDDEN, generator=torch.Generator().manual_seed(1))
+    real = torch.tensor([[2, 5, 8]])
+    padded = torch.tensor([[2, 5, 8, 8, 8]])
+    with torch.no_grad():
+        short, long = made.pool(tokens, real), made.pool(tokens, padded)
+    assert torch.allclose(short, long[:, :3], atol=1e-6)
+    assert torch.allclose(long[:, 3:], made.mean_embedding.expand(1, 2, -1))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3))
+def test_embedding_the_codes_gives_what_quantising_gave(seed, depth):
+    made = book()
+    latents = torch.randn(2, 5, HIDDEN, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        written = made.quantise(latents, depth=depth)
+        assert written.codes.shape == (2, 5, depth)
+        assert torch.allclose(made.embed(written.codes), written.embeddings, atol=1e-5)
+
+
+def test_a_prefix_of_the_stages_is_the_coarser_symbol():
+    made = book()
+    latents = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(2))
+    deep, shallow = made.quantise(latents).codes, made.quantise(latents, depth=1).codes
+    assert torch.equal(deep[..., :1], shallow)
+
+
+def test_the_latent_gets_a_copy_of_the_gradient_and_the_rows_get_theirs():
+    made = book()
+    latents = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    written = made.quantise(latents)
+    weight = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(3))
+    (written.embeddings * weight).sum().backward()
+    assert latents.grad is not None
+    assert torch.allclose(latents.grad, weight)
+    assert made.rows.grad is not None
+    assert float(made.rows.grad.abs().sum()) > 0
+
+
+def test_the_gumbel_quantiser_has_a_gradient_of_its_own():
+    made = book()
+    latents = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    noise = torch.Generator().manual_seed(4)
+    made.quantise(latents, quantiser=GumbelCode(), generator=noise).embeddings.sum().backward()
+    assert latents.grad is not None
+    assert not torch.allclose(latents.grad, torch.ones_like(latents))
+
+
+def test_fitted_stages_leave_less_and_less_of_the_variance():
+    made = book(size=32)
+    generator = torch.Generator().manual_seed(5)
+    centres = torch.randn(20, HIDDEN, generator=generator) * 3
+    latents = centres[torch.randint(20, (600,), generator=generator)]
+    latents = latents + 0.3 * torch.randn(600, HIDDEN, generator=generator)
+    left = made.fit(latents, generator=generator)
+    assert left == sorted(left, reverse=True)
+    assert left[0] < 0.2
+    assert float(made.quantise(latents).distortion.detach()) < 0.2
+
+
+def test_the_same_generator_fits_the_same_codebook():
+    latents = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(6))
+    one, other = book(), book()
+    one.fit(latents, generator=torch.Generator().manual_seed(7))
+    other.fit(latents, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(one.rows, other.rows)
+
+
+def test_dead_codes_are_restarted_and_live_ones_stay():
+    made = book(depth=1)
+    before = made.rows.detach().clone()
+    for _ in range(400):
+        made.record_usage(torch.zeros(64, 1, dtype=torch.long))
+    latents = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(8))
+    n_restarted = made.restart_dead(latents, generator=torch.Generator().manual_seed(9))
+    assert n_restarted == 15
+    assert torch.equal(made.rows[0, 0], before[0, 0])
+    assert made.restart_dead(latents, generator=torch.Generator().manual_seed(9)) == 0
+
+
+def test_rows_start_all_different_so_that_no_choice_is_tied():
+    rows = book().rows.detach().flatten(0, 1)
+    assert float(torch.pdist(rows).min()) > 0
+
+
+def test_surprisal_is_never_negative_and_starts_at_the_calibrated_mean():
+    made = book()
+    hidden = torch.randn(2, 9, HIDDEN, generator=torch.Generator().manual_seed(3))
+    bits = made.surprisal(hidden, hidden)
+    assert torch.allclose(bits, torch.full_like(bits, 5.0), atol=0.05)
+    wild = copy.deepcopy(made)
+    torch.nn.init.normal_(wild.expectation.weight, std=9.0)
+    assert float(wild.surprisal(hidden, hidden).detach().min()) >= 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_codes_stay_below_the_size(depth):
+    codes = book().quantise(torch.randn(30, HIDDEN) * 50, depth=depth).codes
+    assert int(codes.min()) >= 0
+    assert int(codes.max()) < 16

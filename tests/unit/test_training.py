@@ -69,6 +69,15 @@ def run(
     return model
 
 
+def test_the_mean_surprisal_is_calibrated(shards: Path, tmp_path: Path) -> None:
+    config = configuration(shards, tmp_path)
+    model = tiny_z(depth=2, size=16)
+    with torch.no_grad():
+        model.codebook.surprise.bias.fill_(2.0)
+    AutoencodeStage(model, config).finish()
+    assert 1.0 < model.config.mean_surprisal < 3.5
+
+
 def test_a_batch_depends_on_seed_and_step_alone(shards: Path) -> None:
     def sampler(seed: int) -> WindowSampler:
         return WindowSampler(

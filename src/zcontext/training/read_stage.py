@@ -18,6 +18,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.spans import ChatMessage
 from zcontext.symbols import Symbols
+from zcontext.tokenization import text_tokenizer
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
 from zcontext.training.objective import BITS, StepOutput
@@ -86,6 +87,9 @@ class ReadStage:
 
     def after_step(self, step: int, output: StepOutput) -> None:
         """Nothing to keep."""
+
+    def finish(self) -> None:
+        """Nothing to settle: the codec is not this stage's."""
 
     # -- prompts ----------------------------------------------------------------------------------
 
@@ -160,8 +164,7 @@ class ReadStage:
         return ids[start : start + room]
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.model.tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+        return list(text_tokenizer(self.model.tokenizer).ids(text))
 
     def _answer_ids(self, answer: str) -> list[int]:
         return [*self._encode(answer), self.model.end_token]

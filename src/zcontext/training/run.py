@@ -74,6 +74,7 @@ def train(
     stage = build_stage(model, config)
     trainer = Trainer(model, stage, run=config.run, optimiser=config.optimiser, on_log=on_log)
     figures = trainer.train()
+    stage.finish()
     facts = {"stage": config.run.stage, "steps": trainer.step, "figures": figures}
     if trainer.accelerator.is_main_process:
         save_bundle(

@@ -5,6 +5,7 @@ What this module does not know: the loop, the optimiser, how batches are cut.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import place_slots
+from zcontext.tokenization import text_tokenizer
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus, WindowBatch, WindowSampler, read_texts
 from zcontext.training.objective import (
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 RESTART_EVERY = 50
 CENTRE_TOKENS = 1_000_000
+CALIBRATION_BATCHES = 16
+FIRST_UNTRAINED = 2**40
+"""Index of batches that no run trains on: what they settle is the same whenever it is settled."""
 DEV_RATIOS = (4, 8)
 
 
@@ -76,8 +81,9 @@ class AutoencodeStage:
         return {**self.model.parameters_of(("compress", "decompress")), **codebook}
 
     def buffers(self) -> dict[str, Tensor]:
-        """How often each code was used."""
-        return {"usage": self.model.codebook.usage}
+        """How often each code was used, and the point that deviations are measured from."""
+        codebook = self.model.codebook
+        return {"usage": codebook.usage, "mean_embedding": codebook.mean_embedding}
 
     def batch(self, index: int) -> WindowBatch:
         """The micro-batch of an index."""
@@ -88,8 +94,7 @@ class AutoencodeStage:
         if step != self.config.autoencode.discrete_from:
             return
         latents, count = [], 0
-        # Batches that training does not reach, so that the same step gives the same codebook.
-        for index in itertools.count(2**40):
+        for index in itertools.count(FIRST_UNTRAINED):
             rows = self._latents(self.batch(index))
             latents.append(rows)
             count += len(rows)
@@ -133,6 +138,17 @@ class AutoencodeStage:
             for tensor in (self.model.codebook.rows, self.model.codebook.offset):
                 tensor.copy_(broadcast(tensor.detach().clone()))
 
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Calibrate what the codec takes for the mean surprisal of text: the head's own mean."""
+        z, estimates = self.model, []
+        with z.using("compress"):
+            for index in range(CALIBRATION_BATCHES):
+                ids = self.batch(FIRST_UNTRAINED + index).ids.to(z.device)
+                estimates.append(z.read(ids, torch.ones_like(ids)).surprisal.flatten())
+        mean = round(float(torch.cat(estimates).mean()), 3)
+        z.config = dataclasses.replace(z.config, mean_surprisal=mean)
+
     # -- health -----------------------------------------------------------------------------------
 
     def evaluate(self) -> dict[str, float]:
@@ -155,10 +171,10 @@ class AutoencodeStage:
         return figures
 
     def _dev_windows(self) -> tuple[Tensor, Tensor]:
-        data, tokenizer = self.config.data, self.model.tokenizer
+        data, tokens = self.config.data, text_tokenizer(self.model.tokenizer)
         rows: list[list[int]] = []
         for text in read_texts(str(data.dev)):
-            ids = tokenizer(text, add_special_tokens=False).input_ids
+            ids = list(tokens.ids(text))
             if len(ids) >= data.dev_window:
                 rows.append(ids[: data.dev_window])
             if len(rows) == data.dev_windows:

@@ -62,6 +62,10 @@ class Stage(Protocol):
         """Health figures on data never trained on."""
         ...
 
+    def finish(self) -> None:
+        """Called once, before the bundle is written."""
+        ...
+
 
 def learning_rate_factor(step: int, *, steps: int, config: OptimiserConfig) -> float:
     """Warm-up, plateau, linear decay.

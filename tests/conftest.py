@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import tiny_base, tiny_z
 from zcontext.loading import LoadedBase
 from zcontext.model import ZLanguageModel
+
+# A runner that starts the tests in the background leaves SIGINT ignored, here and in every child,
+# and the tests of Ctrl-C would wait forever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

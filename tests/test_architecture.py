@@ -30,12 +30,12 @@ HOSTS = {"langchain", "langchain_core", "langchain_classic", "langchain_text_spl
     *("llama_index", "ray")
 }
 FLOORS = {
-    0: "errors packing placement symbols vocabulary windows zspan documents spans config "
+    0: "errors packing placement symbols vocabulary windows zspan errata documents spans config "
     "accounting sqlite_store store testing",
     1: "segmentation relaxation codebook caches passes",
     2: "bases loading gguf nf4 four_bit tokenization adapters sealing bundle bundles model",
     3: "prompts text_feed prefixes writing drafts generation compressor decompressor inferencer "
-    "readers fidelity budget",
+    "readers fidelity assurance budget",
     4: "training evaluation polysemy inspection export",
     5: "integrations cli",
 }

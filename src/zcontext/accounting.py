@@ -35,7 +35,7 @@ Unit = Literal[
     "cl100k_base",
     "o200k_base",
     "utf8_bytes",
-    "stored_bytes",  # what is kept: UTF-8 of a text, or packed symbols and errata
+    "stored_bytes",  # what is kept: UTF-8 of a text, or packed symbols, their places and errata
     "kv_bytes",
 ]
 Encoding = Literal["cl100k_base", "o200k_base"]
@@ -319,7 +319,7 @@ class Ledger:
             before=Count(document.n_tokens, "positions"),
             after=Count(document.n_symbols, "positions"),
         )
-        stored = sum(len(s.symbols.to_bytes()) + len(s.errata) for s in document.spans)
+        stored = -(-document.total_bits // 8)
         self.record(
             before=Count(document.n_bytes, "stored_bytes"), after=Count(stored, "stored_bytes")
         )

@@ -112,8 +112,6 @@ def _fetch(name: str) -> Source:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"]))
-        if not list(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.bin"]))
     except Exception as error:  # the hub client's errors share no root below Exception
         raise ModelError(
             f"the base {name!r} is not on this machine and could not be fetched from the hub "
@@ -138,11 +136,12 @@ def weights_digest(path: Path) -> str:
     """
     if path.is_file():
         return _file_digest(path)
-    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UnsupportedBaseError(
-            f"the folder {path.name!r} holds no weights. Expected *.safetensors (or *.bin) beside "
-            "config.json; fetch the whole model."
+            f"the folder {path.name!r} holds no weights that can be loaded. Expected *.safetensors "
+            "beside config.json; fetch the whole model. Pickled weights (*.bin) are not read, as "
+            "a pickle can run code: convert them with transformers' save_pretrained."
         )
     if len(files) == 1:
         return _file_digest(files[0])

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from zcontext.config import CodecConfig, from_table
+from zcontext.config import ROLES, CodecConfig, from_table
 from zcontext.errors import BundleError, ConfigError, UnsupportedBaseError
 from zcontext.loading import load_base
 from zcontext.model import ZLanguageModel
@@ -159,6 +159,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} lists the parts {sorted(manifest['parts'])}, expected "
             f"{sorted(PARTS)}; fetch the bundle again"
         )
+    base = manifest["base"]
+    if not all(isinstance(base.get(name), str) for name in ("name", "sha256")):
+        raise BundleError(
+            f"{path} names no base: {base!r}; expected its name and SHA-256. Fetch the bundle again"
+        )
     found: dict[str, Any] = manifest
     return found
 
@@ -230,6 +235,7 @@ def load_bundle(
         config = from_table(CodecConfig, manifest["config"])
     except ConfigError as error:
         raise BundleError(f"{folder}: the manifest's config is not valid: {error}") from error
+    _check_rank(folder, config, parts)
     named = manifest["base"]
     loaded = load_base(
         base or named.get("name"), quantization=quantization, dtype=dtype, device=device
@@ -248,6 +254,19 @@ def load_bundle(
             f"{model.codec[:12]}...; fetch the bundle again"
         )
     return model
+
+
+def _check_rank(
+    folder: str | Path, config: CodecConfig, parts: dict[str, dict[str, Tensor]]
+) -> None:
+    """Refuse a rank that the adapters do not have, before memory is taken for it."""
+    for part in ROLES:
+        ranks = {t.shape[0] for name, t in parts[part].items() if ".lora_A" in name}
+        if ranks != {config.lora_rank}:
+            raise BundleError(
+                f"{folder}: the manifest says lora_rank={config.lora_rank}, the {part} adapter has "
+                f"{sorted(ranks)}; fetch the bundle again"
+            )
 
 
 def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:

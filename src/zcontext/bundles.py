@@ -38,7 +38,7 @@ def find_bundle(name_or_path: str | os.PathLike[str] = DEFAULT_BUNDLE) -> Path:
     named = os.environ.get(ENVIRONMENT) if asked == DEFAULT_BUNDLE else None
     wanted = named or asked
     places = [Path(wanted).expanduser()]
-    if Path(wanted).name == wanted:
+    if Path(wanted).name == wanted != "..":
         places += [folder / wanted for folder in bundle_folders()]
     for place in places:
         if (place / _MANIFEST).is_file():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 
+from zcontext.assurance import Assurance
 from zcontext.bundle import load_bundle
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
 from zcontext.config import DEFAULT_RATIO, CompressSettings
@@ -84,6 +85,11 @@ class ZCompressor:
         """  # noqa: DOC502 - raised by the steps
         model = load_bundle(find_bundle(bundle), quantization=quantization, device=device)
         return cls(model, settings=settings, store=store, batch_size=batch_size)
+
+    @property
+    def settings(self) -> CompressSettings:
+        """Used where a call gives none."""
+        return self._settings
 
     @property
     def codec(self) -> str:
@@ -211,7 +217,8 @@ class ZCompressor:
             depth: Codes per symbol.
 
         Returns:
-            The spans, in order. Errors are raised here, before the first one.
+            The spans, in order; all at the end where the settings measure them, as what is lost
+            can lie across two. Errors are raised here, before the first one.
 
         Raises:
             ConfigError: A setting is out of range, or the text longer than `max_tokens`.
@@ -224,8 +231,13 @@ class ZCompressor:
         return self._spans(draft)
 
     def _spans(self, draft: Draft) -> Iterator[ZSpan]:
+        held = Assurance(self.model, draft)
         while not draft.done:
-            yield draft.add(self._writer.write([draft.task()])[0])
+            span = held.take(self._writer.write([draft.task()])[0])
+            if span is not None and not draft.settings.measures:
+                yield span
+        if draft.settings.measures:
+            yield from held.finish().spans
 
     def _chosen(
         self,
@@ -242,9 +254,8 @@ class ZCompressor:
         if chosen.ratio is chosen.max_symbols is chosen.bits_per_symbol is None:
             chosen = chosen.replace(ratio=DEFAULT_RATIO)
         codec = self.model.config
-        chosen = chosen.replace(
-            depth=chosen.depth or codec.depth, window=chosen.window or codec.window
-        )
+        depth = None if chosen.on_low_fidelity == "finer" else chosen.depth
+        chosen = chosen.replace(depth=depth or codec.depth, window=chosen.window or codec.window)
         if (chosen.depth or 0) > self.model.config.depth:
             raise ConfigError(
                 f"depth={chosen.depth}: this codec has {self.model.config.depth} codes per symbol "
@@ -306,26 +317,27 @@ class ZCompressor:
     ) -> Iterator[tuple[str, ZDocument]]:
         """Documents as they are finished, windows of several in one pass where shapes allow."""
         coming = iter(texts.items())
-        open_drafts: dict[str, Draft] = {}
+        open_drafts: dict[str, Assurance] = {}
         n_open = 1 if self._writer.batch_size == 1 else 4 * self._writer.batch_size
         while True:
             while len(open_drafts) < n_open and (entry := next(coming, None)) is not None:
-                draft = self._draft(entry[1], settings)
-                if draft.done:
-                    yield entry[0], draft.finish()
+                held = Assurance(self.model, self._draft(entry[1], settings))
+                if held.draft.done:
+                    yield entry[0], held.finish()
                 else:
-                    open_drafts[entry[0]] = draft
+                    open_drafts[entry[0]] = held
             if not open_drafts:
                 return
-            tasks = {key: draft.task() for key, draft in open_drafts.items()}
+            tasks = {key: held.draft.task() for key, held in open_drafts.items()}
             # The oldest document decides, so that none waits forever.
             shape = self._writer.shape(next(iter(tasks.values())))
             together = [key for key, task in tasks.items() if self._writer.shape(task) == shape]
             together = together[: self._writer.batch_size]
             written = self._writer.write([tasks[key] for key in together])
             for key, window in zip(together, written, strict=True):
-                draft = open_drafts[key]
-                advance(len(draft.add(window).chars))
-                if draft.done:
+                held = open_drafts[key]
+                if (span := held.take(window)) is not None:
+                    advance(len(span.chars))
+                if held.draft.done:
                     del open_drafts[key]
-                    yield key, draft.finish()
+                    yield key, held.finish()

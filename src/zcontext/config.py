@@ -29,6 +29,8 @@ Role = Literal["compress", "decompress", "infer"]
 ROLES: tuple[Role, ...] = get_args(Role)
 QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
+OnLowFidelity = Literal["keep", "raw", "finer"]
+Profile = Literal["legal", "default", "summary"]
 
 
 def _check(settings: object, field: str, fits: bool, wanted: str) -> None:
@@ -70,6 +72,8 @@ class CodecConfig:
     window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
+        for field in ("depth", "size", "writer_layers", "lora_rank", "lora_alpha", "window"):
+            _check(self, field, type(getattr(self, field)) is int, "an integer")
         _check(self, "depth", 1 <= self.depth <= MAX_DEPTH, f"1 to {MAX_DEPTH} codes per symbol")
         _check(self, "size", 2 <= self.size <= 32768, "2 to 32,768 codes")
         _check(self, "writer_layers", self.writer_layers >= 0, "0 (all layers) or more")
@@ -101,9 +105,20 @@ class CompressSettings:
         memory: Symbols of earlier windows that the writer and the decompressor read first.
         on_symbols: What to do with source text that spells symbols.
         max_tokens: Largest document accepted, in base tokens.
+        exact: Store the corrections that make decompression exactly the source; costs one pass of
+            the whole model for each window.
+        min_fidelity: Floor of the share of a span's tokens that read back right without
+            corrections, 0 to 1; every span is then measured, at the same price. None measures
+            nothing.
+        on_low_fidelity: What becomes of a span below the floor. "keep" leaves it, measured. "raw"
+            lets readers have the text instead (`zcontext.fidelity.readable_parts`, and the
+            adapters for frameworks). "finer" writes it again at half its ratio, down to 1, and
+            then does as "raw"; it takes the codec's full depth whatever `depth` says, and the
+            budget as a beginning.
 
     Raises:
-        ConfigError: A value is out of its range, or two budgets are given.
+        ConfigError: A value is out of its range, two budgets are given, or "finer" is to keep to
+            `max_symbols`.
     """
 
     ratio: float | None = None
@@ -115,6 +130,9 @@ class CompressSettings:
     memory: int = 0
     on_symbols: OnSymbols = "refuse"
     max_tokens: int = 5_000_000
+    exact: bool = False
+    min_fidelity: float | None = None
+    on_low_fidelity: OnLowFidelity = "keep"
 
     def __post_init__(self) -> None:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -141,6 +159,29 @@ class CompressSettings:
         names = get_args(OnSymbols)
         _check(self, "on_symbols", self.on_symbols in names, f"one of {', '.join(names)}")
         _check(self, "max_tokens", self.max_tokens >= 1, "at least 1 token")
+        self._check_fidelity()
+
+    def _check_fidelity(self) -> None:
+        _check(self, "exact", isinstance(self.exact, bool), "True or False")
+        if self.min_fidelity is not None:
+            fits = 0 <= self.min_fidelity <= 1
+            _check(self, "min_fidelity", fits, "a share of tokens in 0 to 1")
+        names = get_args(OnLowFidelity)
+        fits = self.on_low_fidelity in names
+        _check(self, "on_low_fidelity", fits, f"one of {', '.join(names)}")
+        if self.on_low_fidelity == "finer":
+            room = "None with on_low_fidelity='finer', which writes as many symbols as it takes"
+            _check(self, "max_symbols", self.max_symbols is None, room)
+
+    @property
+    def measures(self) -> bool:
+        """Whether every span is read back when it has been written."""
+        return self.exact or self.min_fidelity is not None
+
+    @property
+    def floor(self) -> float:
+        """The fidelity below which readers get the text; 0 where they always get symbols."""
+        return 0.0 if self.on_low_fidelity == "keep" else self.min_fidelity or 0.0
 
     def replace(self, **changes: Any) -> CompressSettings:
         """A copy with some fields changed. A new budget takes the place of the old one.
@@ -206,6 +247,38 @@ class GenerationSettings:
         changes = {name: value for name, value in changes.items() if value is not None}
         _known_fields(type(self), changes)
         return dataclasses.replace(self, **changes)
+
+
+PROFILES: dict[Profile, CompressSettings] = {
+    "legal": CompressSettings(ratio=2.0, exact=True, min_fidelity=0.98, on_low_fidelity="finer"),
+    "default": CompressSettings(ratio=DEFAULT_RATIO),
+    "summary": CompressSettings(ratio=16.0),
+}
+
+
+def profile(name: Profile) -> CompressSettings:
+    """Settings for a kind of task; change single ones with `replace`.
+
+    "legal" loses nothing: low ratio, exact decompression, and the text instead of symbols wherever
+    less than 98 in 100 tokens read back right. "default" is what compression does unless told
+    otherwise. "summary" is for the gist of much text: ratio 16, nothing measured.
+
+    Args:
+        name: One of them.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: There is no such profile.
+    """
+    if name not in PROFILES:
+        raise ConfigError(
+            f"profile must be one of {', '.join(PROFILES)}, got {name!r}",
+            field="profile",
+            value=name,
+        )
+    return PROFILES[name]
 
 
 T = TypeVar("T")

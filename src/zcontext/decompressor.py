@@ -6,18 +6,27 @@ What it does not know: how symbols are written, what a prompt is.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from torch import Tensor
 
 from zcontext.config import DEFAULT_RATIO, GenerationSettings
-from zcontext.errors import CodecMismatchError, ConfigError, ContextOverflowError
+from zcontext.errata import Errata
+from zcontext.errors import (
+    CodecMismatchError,
+    ConfigError,
+    ContextOverflowError,
+    CorruptSpanError,
+)
 from zcontext.generation import Decoding, Prefill, generate
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.text_feed import TextFeed
+from zcontext.tokenization import decoded
 from zcontext.vocabulary import Symbols
 
 Restorable = ZDocument | ZSpan | Symbols
@@ -114,6 +123,31 @@ def span_layouts(model: ZLanguageModel, document: ZDocument) -> Iterator[SpanLay
             memory = (memory + span.symbols)[-document.memory :]
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One text to be read back.
+
+    Attributes:
+        rows: A prompt for each span.
+        errata: Of each span; empty if there are none at all.
+        text_sha256: What the text must be; None if that is not known.
+    """
+
+    rows: tuple[Prefill, ...]
+    errata: tuple[Errata, ...] = ()
+    text_sha256: str | None = None
+
+    def check(self, digest: str) -> None:
+        """Raise CorruptSpanError unless the text is what it must be."""
+        if self.text_sha256 not in (None, digest):
+            raise CorruptSpanError(
+                "the text read back from an exact document is not its source (SHA-256 "
+                f"{digest[:12]}... instead of {(self.text_sha256 or '')[:12]}...): this model "
+                "gives other scores than the one it was written with. Load the bundle with the "
+                "base, quantization and dtype of then, or compress the source again"
+            )
+
+
 class ZDecompressor:
     """Says again what symbols stand for.
 
@@ -145,7 +179,9 @@ class ZDecompressor:
         """The text of a document, a span or bare symbols.
 
         A document or span says how many tokens it stands for, and exactly so many are generated.
-        A span on its own is read without the symbols that stood before it.
+        A document written with `exact=True` gives its source, to the last character, and is
+        checked. A span on its own is read without the symbols that stood before it; its errata
+        are applied, and make it exact where it was written without memory.
 
         Args:
             document: What to read.
@@ -159,10 +195,12 @@ class ZDecompressor:
         Raises:
             CodecMismatchError: Another codec wrote the symbols.
             UnknownSymbolError: The symbols are deeper than the codec.
-            ConfigError: `n_tokens` is given for more than bare symbols, or below 1.
+            ConfigError: `n_tokens` is given for more than bare symbols, or below 1; or errata are
+                to be applied to sampled text.
             ContextOverflowError: A span needs more positions than the base has.
+            CorruptSpanError: Errata cannot be read, or what was to be exact is not.
         """  # noqa: DOC502 - some raised by the steps
-        return self._texts([self._rows(document, n_tokens)], settings)[0]
+        return self._texts([self._job(document, n_tokens, settings)], settings)[0]
 
     def decompress_many(
         self,
@@ -182,9 +220,12 @@ class ZDecompressor:
         Raises:
             CodecMismatchError: Another codec wrote some of the symbols.
             UnknownSymbolError: Some symbols are deeper than the codec.
+            ConfigError: Errata are to be applied to sampled text.
             ContextOverflowError: A span needs more positions than the base has.
+            CorruptSpanError: Errata cannot be read, or what was to be exact is not.
         """  # noqa: DOC502 - raised by the steps
-        return self._texts([self._rows(document, None) for document in documents], settings)
+        jobs = [self._job(document, None, settings) for document in documents]
+        return self._texts(jobs, settings)
 
     def stream(
         self,
@@ -193,7 +234,7 @@ class ZDecompressor:
         n_tokens: int | None = None,
         settings: GenerationSettings | None = None,
     ) -> Iterator[str]:
-        """The text of `decompress`, piece by piece. Errors are raised before the first piece.
+        """The text of `decompress`, piece by piece. Wrong input raises before the first piece.
 
         Args:
             document: What to read.
@@ -201,19 +242,22 @@ class ZDecompressor:
             settings: Temperature, top_p and seed; None is greedy.
 
         Returns:
-            Pieces of text, none empty.
+            Pieces of text, none empty; whole spans where there are errata. That what was to be
+            exact is not can only be known, and raised, behind the last one.
 
         Raises:
             CodecMismatchError: Another codec wrote the symbols.
             UnknownSymbolError: The symbols are deeper than the codec.
-            ConfigError: `n_tokens` is given for more than bare symbols, or below 1.
+            ConfigError: `n_tokens` is given for more than bare symbols, or below 1; or errata are
+                to be applied to sampled text.
             ContextOverflowError: A span needs more positions than the base has.
+            CorruptSpanError: Errata cannot be read, or what was to be exact is not.
         """  # noqa: DOC502 - some raised by the steps
-        rows = self._rows(document, n_tokens)
+        job = self._job(document, n_tokens, settings)
         chosen = (settings or GenerationSettings()).replace(stop=())
-        return self._stream(rows, chosen)
+        return self._exact_stream(job, chosen) if job.errata else self._stream(job.rows, chosen)
 
-    def _stream(self, rows: list[Prefill], settings: GenerationSettings) -> Iterator[str]:
+    def _stream(self, rows: Sequence[Prefill], settings: GenerationSettings) -> Iterator[str]:
         feed = TextFeed(self.model.tokenizer)
         for row in rows:
             decoding = Decoding(self.model, "decompress", [row], settings=settings)
@@ -224,25 +268,70 @@ class ZDecompressor:
         if text := feed.finish():
             yield text
 
-    def _texts(
-        self, documents: Sequence[list[Prefill]], settings: GenerationSettings | None
-    ) -> list[str]:
+    def _exact_stream(self, job: _Job, settings: GenerationSettings) -> Iterator[str]:
+        digest = sha256()
+        for row, errata in zip(job.rows, job.errata, strict=True):
+            (made,) = generate(self.model, "decompress", [row], settings=settings)
+            text = errata.apply(decoded(self.model.tokenizer, made.ids))
+            digest.update(text.encode("utf-8", "replace"))
+            if text:
+                yield text
+        job.check(digest.hexdigest())
+
+    def _texts(self, jobs: Sequence[_Job], settings: GenerationSettings | None) -> list[str]:
         chosen = (settings or GenerationSettings()).replace(stop=())
-        places = [(at, n) for at, rows in enumerate(documents) for n in range(len(rows))]
+        places = [(at, n) for at, job in enumerate(jobs) for n in range(len(job.rows))]
         # Longest first: rows of one pass then end at about the same time.
-        places.sort(key=lambda place: -documents[place[0]][place[1]].max_new_tokens)
+        places.sort(key=lambda place: -jobs[place[0]].rows[place[1]].max_new_tokens)
         ids: dict[tuple[int, int], tuple[int, ...]] = {}
         for start in range(0, len(places), self._batch_size):
             together = places[start : start + self._batch_size]
-            prompts = [documents[at][n] for at, n in together]
+            prompts = [jobs[at].rows[n] for at, n in together]
             results = generate(self.model, "decompress", prompts, settings=chosen)
             ids.update((place, r.ids) for place, r in zip(together, results, strict=True))
+        tokenizer = self.model.tokenizer
         texts = []
-        for at, rows in enumerate(documents):
-            feed = TextFeed(self.model.tokenizer)
-            pieces = [feed.push(token) for n in range(len(rows)) for token in ids[at, n]]
-            texts.append("".join([*pieces, feed.finish()]))
+        for at, job in enumerate(jobs):
+            made = [ids[at, n] for n in range(len(job.rows))]
+            if job.errata:
+                spans = zip(job.errata, made, strict=True)
+                text = "".join(errata.apply(decoded(tokenizer, row)) for errata, row in spans)
+                job.check(sha256(text.encode("utf-8", "replace")).hexdigest())
+            else:
+                feed = TextFeed(tokenizer)
+                pieces = [feed.push(token) for row in made for token in row]
+                text = "".join([*pieces, feed.finish()])
+            texts.append(text)
         return texts
+
+    def _job(
+        self, document: Restorable, n_tokens: int | None, settings: GenerationSettings | None
+    ) -> _Job:
+        """What is to be read, with its errata, checked."""
+        rows = self._rows(document, n_tokens)
+        spans: tuple[ZSpan, ...] = ()
+        if not isinstance(document, Symbols):
+            spans = document.spans if isinstance(document, ZDocument) else (document,)
+        if not any(span.errata for span in spans):
+            return _Job(tuple(rows))
+        if settings is not None and settings.temperature > 0:
+            raise ConfigError(
+                f"temperature={settings.temperature} samples text, and errata correct the text "
+                "that greedy decoding gives: leave it at 0, or decompress the bare symbols",
+                field="temperature",
+                value=settings.temperature,
+            )
+        errata = tuple(
+            Errata.from_bytes(span.errata, n_tokens=len(span.tokens)) if span.errata else Errata()
+            for span in spans
+        )
+        corrected = tuple(
+            dataclasses.replace(row, corrections=dict(e.tokens))
+            for row, e in zip(rows, errata, strict=True)
+        )
+        if isinstance(document, ZDocument) and document.exact:
+            return _Job(corrected, errata, document.text_sha256)
+        return _Job(corrected, errata)
 
     def _rows(self, document: Restorable, n_tokens: int | None) -> list[Prefill]:
         """One prompt per span, checked."""

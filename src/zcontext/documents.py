@@ -143,6 +143,21 @@ class ZDocument:
         """Size of all errata, in bytes."""
         return sum(len(span.errata) for span in self.spans)
 
+    @property
+    def errata_bits(self) -> int:
+        """What the errata take, in bits."""
+        return 8 * self.n_errata_bytes
+
+    @property
+    def total_bits(self) -> int:
+        """What is stored to decompress: codes, the places of segments, and errata."""
+        return self.bits + self.errata_bits
+
+    @property
+    def exact(self) -> bool:
+        """Whether it was written with errata, so that its decompression is the source, checked."""
+        return all(span.errata for span in self.spans)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` is its inverse."""
         return {
@@ -176,7 +191,10 @@ class ZDocument:
             document = cls(spans=spans, **fields)
             if document.to_bytes()[-_CHECK_BYTES:].hex() != data["checksum"]:
                 raise ValueError("the checksum does not match the content")
-        except (KeyError, TypeError, ValueError, AttributeError, ZContextError) as error:
+        except (
+            *(KeyError, TypeError, ValueError, AttributeError, ZContextError),
+            *(OverflowError, RecursionError),  # of numbers and nesting that no document has
+        ) as error:
             raise _corrupt(error) from error
         return document
 
@@ -234,7 +252,7 @@ class ZDocument:
             n_tokens = spans[-1].tokens.end if spans else 0
             n_chars = spans[-1].chars.end if spans else 0
             return cls(tuple(spans), codec, n_tokens, n_chars, n_bytes, digest, depth, size, memory)
-        except (TypeError, ValueError, ZContextError) as error:
+        except (TypeError, ValueError, AttributeError, ZContextError) as error:
             raise _corrupt(error) from error
 
     def to_compact(self) -> str:

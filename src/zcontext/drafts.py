@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from zcontext.config import DEFAULT_WINDOW, CompressSettings
+from torch import Tensor
+
+from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
 from zcontext.segmentation import DocumentBudget
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.tokenization import TokenizedText
@@ -29,6 +31,7 @@ class Draft:
         windows: All windows of the document.
         budget: What is left to spend.
         spans: Written so far.
+        earlier: Codes of symbols that stood before the newest span when it was written.
     """
 
     text: str
@@ -38,7 +41,9 @@ class Draft:
     windows: tuple[Window, ...]
     budget: DocumentBudget
     spans: list[ZSpan] = field(default_factory=list)
+    earlier: Codes = ()
     _memory: Codes = ()
+    _again: int | None = None
 
     @classmethod
     def of(
@@ -87,12 +92,19 @@ class Draft:
         """The next window."""
         window = self.windows[len(self.spans)]
         left = len(self.windows) - window.index - 1
+        again = self._again
+
+        def take(surprisal: Tensor) -> int:
+            if again is not None:  # its share of the budget was taken the first time
+                return again
+            return self.budget.take(surprisal, windows_left=left)
+
         return WindowTask(
             ids=self.tokens.ids[window.context.start : window.target.end],
             start=len(window.context),
             memory=self._memory,
             depth=self.settings.depth or self.vocabulary.depth,
-            take=lambda surprisal: self.budget.take(surprisal, windows_left=left),
+            take=take,
         )
 
     def add(self, written: Written) -> ZSpan:
@@ -103,9 +115,24 @@ class Draft:
         chars = Extent(self.tokens.char_at(target.start), end)
         symbols = Symbols(written.codes, self.vocabulary.size, self.vocabulary.tag)
         self.spans.append(ZSpan(symbols, target, chars, ends=written.ends or None))
+        self._again, self.earlier = None, self._memory
         if self.settings.memory:
             self._memory = (self._memory + written.codes)[-self.settings.memory :]
         return self.spans[-1]
+
+    def finer(self) -> bool:
+        """Take the newest span back, so that it is the next window again, at half its ratio.
+
+        Returns:
+            False if it stands: it already has a symbol for every `MIN_RATIO` tokens.
+        """
+        span = self.spans[-1]
+        n_symbols = min(int(len(span.tokens) / MIN_RATIO), max(1, 2 * len(span.symbols)))
+        if n_symbols <= len(span.symbols):
+            return False
+        self.spans.pop()
+        self._memory, self._again = self.earlier, n_symbols
+        return True
 
     def finish(self) -> ZDocument:
         """The document."""

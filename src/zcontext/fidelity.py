@@ -12,19 +12,19 @@ import dataclasses
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
 
-from zcontext.decompressor import span_layouts
+from zcontext.decompressor import SpanLayout, span_layouts
 from zcontext.errors import CodecMismatchError, SpanError
 from zcontext.model import ZLanguageModel
-from zcontext.spans import Fidelity, ZDocument
+from zcontext.spans import Fidelity, Part, ZDocument
 from zcontext.tokenization import TokenizedText, special_ids, text_tokenizer
-from zcontext.vocabulary import utf8_bytes
+from zcontext.vocabulary import Symbols, utf8_bytes
 
 _ADDRESS = re.compile(r"https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+|[\w.+-]+@[\w-]+\.[\w.-]+\w")
 _NUMBER = re.compile(r"\w*\d(?:[\w.,:/%-]*\w)?%?")
@@ -39,10 +39,55 @@ class Reading:
     Attributes:
         right: Per token, whether the most likely one was it.
         bits: Per token, its surprisal given the symbols and the tokens before it.
+        margins: Per token, its score (logit) over that of the best other one; below 0 where
+            another was more likely.
     """
 
     right: tuple[bool, ...]
     bits: tuple[float, ...]
+    margins: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of tokens right."""
+        return sum(self.right) / len(self.right)
+
+
+def read_span(model: ZLanguageModel, layout: SpanLayout, ids: Sequence[int]) -> Reading:
+    """Read one span against its tokens, in one forward.
+
+    Args:
+        model: The model that reads.
+        layout: Of the span, behind its memory.
+        ids: Its tokens.
+
+    Returns:
+        The reading.
+    """
+    text_only = torch.arange(model.base_vocab) < len(model.tokenizer)
+    text_only[sorted(special_ids(model.tokenizer) | {model.end_token})] = False
+    tokens = torch.tensor([list(ids)])
+    inputs = torch.cat([torch.tensor([[model.start_token]]), tokens[:, :-1]], dim=1)
+    with model.using("decompress"), torch.no_grad():
+        states = model.restore_states(
+            layout.symbols.unsqueeze(0),
+            layout.positions.unsqueeze(0),
+            torch.ones(1, len(layout.positions), dtype=torch.long),
+            inputs,
+            torch.ones_like(inputs),
+            offset=layout.n_memory,
+        )[0]
+        scores = model.logits(states).masked_fill(~text_only.to(model.device), -torch.inf)
+        target = tokens[0].to(model.device)
+        nats: Tensor = nn.functional.cross_entropy(scores, target, reduction="none")
+        # A token that no text is decoded to (an "unknown") costs as much as naming it.
+        nats = nats.masked_fill(nats.isinf(), math.log(model.base_vocab))
+        right = scores.argmax(-1) == target
+        own = scores.gather(-1, target.unsqueeze(-1))
+        others = scores.scatter(-1, target.unsqueeze(-1), -torch.inf)
+        margins = own.squeeze(-1) - others.amax(-1)
+    bits = (nats / math.log(2.0)).tolist()
+    return Reading(tuple(right.tolist()), tuple(bits), tuple(margins.tolist()))
 
 
 def read_spans(
@@ -58,26 +103,8 @@ def read_spans(
     Yields:
         One reading per span, in order.
     """
-    text_only = torch.arange(model.base_vocab) < len(model.tokenizer)
-    text_only[sorted(special_ids(model.tokenizer) | {model.end_token})] = False
     for span, layout in zip(document.spans, span_layouts(model, document), strict=True):
-        ids = torch.tensor([tokens.ids[span.tokens.start : span.tokens.end].tolist()])
-        start = torch.tensor([[model.start_token]])
-        inputs = torch.cat([start, ids[:, :-1]], dim=1)
-        with model.using("decompress"), torch.no_grad():
-            states = model.restore_states(
-                layout.symbols.unsqueeze(0),
-                layout.positions.unsqueeze(0),
-                torch.ones(1, len(layout.positions), dtype=torch.long),
-                inputs,
-                torch.ones_like(inputs),
-                offset=layout.n_memory,
-            )[0]
-            scores = model.logits(states).masked_fill(~text_only.to(model.device), -torch.inf)
-            target = ids[0].to(model.device)
-            nats: Tensor = nn.functional.cross_entropy(scores, target, reduction="none")
-            right = (scores.argmax(-1) == target).tolist()
-        yield Reading(tuple(right), tuple((nats / math.log(2.0)).tolist()))
+        yield read_span(model, layout, tokens.ids[span.tokens.start : span.tokens.end])
 
 
 def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> ZDocument:
@@ -100,14 +127,25 @@ def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> Z
             f"the document was written by codec {document.codec[:12]}..., this model is "
             f"{model.codec[:12]}...; load the bundle that wrote it"
         )
-    if sha256(utf8_bytes(text)).hexdigest() != document.text_sha256:
-        raise SpanError(
-            f"the document of {document.n_chars:,} characters does not stand for this text of "
-            f"{len(text):,}; give the text it was made from, with what spelled symbols escaped "
-            "or dropped as it was then (ZVocabulary.guard)"
-        )
+    _check_source(document, text)
     tokens = text_tokenizer(model.tokenizer).locate(text, max_tokens=max(1, document.n_tokens))
-    readings = list(read_spans(model, document, tokens))
+    return with_fidelity(document, text, tokens, list(read_spans(model, document, tokens)))
+
+
+def with_fidelity(
+    document: ZDocument, text: str, tokens: TokenizedText, readings: Sequence[Reading]
+) -> ZDocument:
+    """A document whose spans say how well they read back, from readings of them.
+
+    Args:
+        document: What was written.
+        text: The text it stands for.
+        tokens: Of the text.
+        readings: One per span.
+
+    Returns:
+        The same document with the fidelity of every span.
+    """
     right = [flag for reading in readings for flag in reading.right]
     lost: list[list[str]] = [[] for _ in document.spans]
     starts = [span.chars.start for span in document.spans]
@@ -119,7 +157,7 @@ def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> Z
         if not all(right[first:last]):
             lost[bisect_right(starts, begin) - 1].append(text[begin:end])
     spans = tuple(
-        dataclasses.replace(span, fidelity=_fidelity([reading], tuple(dict.fromkeys(items))))
+        dataclasses.replace(span, fidelity=_fidelity(reading, tuple(dict.fromkeys(items))))
         for span, reading, items in zip(document.spans, readings, lost, strict=True)
     )
     return dataclasses.replace(document, spans=spans)
@@ -142,7 +180,7 @@ def overall_fidelity(document: ZDocument) -> Fidelity:
     lost: dict[str, None] = {}
     for at, span in enumerate(document.spans):
         if span.fidelity is None:
-            raise SpanError(f"span {at} was not measured; pass the document to measure_fidelity")
+            raise _unmeasured(at)
         right += span.fidelity.token_accuracy * len(span.tokens)
         bits += span.fidelity.bits_missing
         lost.update(dict.fromkeys(span.fidelity.lost))
@@ -150,10 +188,54 @@ def overall_fidelity(document: ZDocument) -> Fidelity:
     return Fidelity(min(1.0, share), bits, tuple(lost))
 
 
-def _fidelity(readings: list[Reading], lost: tuple[str, ...]) -> Fidelity:
-    right = [flag for reading in readings for flag in reading.right]
-    bits = sum(sum(reading.bits) for reading in readings)
-    return Fidelity(sum(right) / len(right), max(0.0, bits), lost)
+def _fidelity(reading: Reading, lost: tuple[str, ...]) -> Fidelity:
+    return Fidelity(reading.accuracy, max(0.0, sum(reading.bits)), lost)
+
+
+def readable_parts(document: ZDocument, text: str, *, floor: float) -> tuple[Part, ...]:
+    """What to put in a prompt for a document: its symbols, and the text of spans below a floor.
+
+    Args:
+        document: With the fidelity of every span.
+        text: The text it stands for.
+        floor: Share of tokens that must read back right, 0 to 1.
+
+    Returns:
+        Symbols and texts, in order; neighbours of one kind are one part.
+
+    Raises:
+        SpanError: The document does not stand for this text, or some span was not measured.
+    """
+    _check_source(document, text)
+    parts: list[Part] = []
+    for at, span in enumerate(document.spans):
+        if span.fidelity is None:
+            raise _unmeasured(at)
+        last = parts[-1] if parts else None
+        if span.fidelity.token_accuracy < floor:
+            raw = text[span.chars.start : span.chars.end]
+            parts = [*parts[:-1], last + raw] if isinstance(last, str) else [*parts, raw]
+        elif isinstance(last, Symbols):
+            parts[-1] = last + span.symbols
+        elif len(span.symbols):
+            parts.append(span.symbols)
+    return tuple(parts)
+
+
+def _unmeasured(at: int) -> SpanError:
+    return SpanError(
+        f"span {at} was not measured; compress with min_fidelity, or pass the document to "
+        "measure_fidelity"
+    )
+
+
+def _check_source(document: ZDocument, text: str) -> None:
+    if sha256(utf8_bytes(text)).hexdigest() != document.text_sha256:
+        raise SpanError(
+            f"the document of {document.n_chars:,} characters does not stand for this text of "
+            f"{len(text):,}; give the text it was made from, with what spelled symbols escaped "
+            "or dropped as it was then (ZVocabulary.guard)"
+        )
 
 
 def fragile_places(text: str) -> list[tuple[int, int]]:

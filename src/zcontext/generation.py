@@ -7,8 +7,8 @@ symbols, what a role is for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Prefill:
         next_position: Position of the first generated token.
         max_new_tokens: Tokens generated at most.
         forced: Generate exactly `max_new_tokens` tokens of text: nothing ends the row before.
+        corrections: Tokens that stand at given places of the text whatever the model says.
     """
 
     embeddings: Tensor
@@ -40,6 +41,7 @@ class Prefill:
     next_position: int
     max_new_tokens: int
     forced: bool = False
+    corrections: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ class _Row:
 
     def choose(self, scores: Tensor) -> int:
         """The next token from scores `[vocab]`."""
+        if (known := self.prompt.corrections.get(len(self.ids))) is not None:
+            return known
         temperature, top_p = self._settings.temperature, self._settings.top_p
         if temperature == 0:
             return int(scores.argmax())

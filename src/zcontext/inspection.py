@@ -198,6 +198,9 @@ def _facts(document: ZDocument) -> list[tuple[str, str]]:
         ("bits", f"{document.bits:,}"),
         ("UTF-8 bytes", f"{document.n_bytes:,}"),
     ]
+    if document.n_errata_bytes:
+        facts.insert(5, ("errata bits", f"{document.errata_bits:,}"))
+        facts.insert(6, ("bits in all", f"{document.total_bits:,}"))
     if len(measured) == len(document.spans) > 0:
         right = sum(
             span.fidelity.token_accuracy * len(span.tokens)

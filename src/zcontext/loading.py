@@ -245,7 +245,11 @@ def _load_model(folder: Path, name: str, dtype: torch.dtype | Literal["auto"]) -
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
+            folder,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # safetensors' own error has no other root
         raise UnsupportedBaseError(

@@ -12,6 +12,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
+
+MAX_TOKENS: Final = 1 << 16
+"""Most tokens of one span; windows have at most 8,192. Without a limit, a few forged bytes could
+ask for a cut of 2**60 tokens, and reading them would never end."""
 
 
 def placement_bits(n_tokens: int, n_segments: int) -> int:
@@ -68,7 +73,7 @@ def unpack_ends(data: bytes, *, n_tokens: int, n_segments: int) -> tuple[int, ..
     Raises:
         ValueError: The bytes name no such cut.
     """
-    if not 1 <= n_segments <= n_tokens:
+    if not 1 <= n_segments <= n_tokens <= MAX_TOKENS:
         raise ValueError(f"{n_tokens} tokens cannot be cut into {n_segments} segments")
     count, number = math.comb(n_tokens - 1, n_segments - 1), int.from_bytes(data, "big")
     if number >= count or len(data) != (placement_bits(n_tokens, n_segments) + 7) // 8:

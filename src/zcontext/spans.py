@@ -111,6 +111,10 @@ class SupportsCompress(Protocol):
     def codec(self) -> str:
         """Digest of its codec, 64 hex digits."""
 
+    @property
+    def settings(self) -> CompressSettings:
+        """Used where a call gives none."""
+
     def compress(
         self,
         text: str,

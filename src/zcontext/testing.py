@@ -15,7 +15,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
@@ -28,6 +28,7 @@ from zcontext.windows import Extent, WindowPlan
 SIZE: Final = 256
 NO_ANSWER: Final = "The context does not say."
 _PAD: Final = 0xFF  # never a byte of UTF-8
+_MARK: Final = b"\x00"
 _SENTENCE = re.compile(r"[^\s.!?][^.!?\n]*[.!?]*")
 _QUESTION = re.compile(r"(?:question|query)\s*:\s*(.+)", re.IGNORECASE)
 _NAME = re.compile(r"\w*\d\w*|\b[A-Z]\w+")
@@ -87,6 +88,11 @@ class ByteCodec:
         self.context_length = context_length
         self.calls: list[ByteCall] = []
         self._default = CompressSettings(ratio=ratio)
+
+    @property
+    def settings(self) -> CompressSettings:
+        """Used where a call gives none."""
+        return self._default
 
     def compress(
         self,
@@ -154,7 +160,10 @@ class ByteCodec:
             share = end * budget // len(data) - start * budget // len(data)
             n_chars = len(data[start:end].decode("utf-8"))
             chars = Extent(char, char + n_chars)
-            spans.append(self._span(data[start:end], share, depth, window.target, chars))
+            span = self._span(data[start:end], share, depth, window.target, chars)
+            if settings.exact:  # a mark in front: what was asked for is then known to be there
+                span = replace(span, errata=_MARK + span.errata)
+            spans.append(span)
             char += n_chars
         return ZDocument(
             spans=tuple(spans),
@@ -325,12 +334,15 @@ def _read(symbols: Symbols) -> str:
 def _exact(span: ZSpan) -> bytes:
     """The bytes of a span: each segment's from its symbol, then from the errata."""
     if not len(span.symbols):
-        return span.errata
+        return span.errata[-len(span.tokens) :]
     pieces: list[bytes] = []
-    at = 0
-    segments = _segments(len(span.tokens), len(span.symbols))
-    for (start, end), code in zip(segments, span.symbols.codes, strict=True):
-        kept = min(len(code), end - start)
+    segments = list(_segments(len(span.tokens), len(span.symbols)))
+    n_kept = [
+        min(len(code), end - start)
+        for (start, end), code in zip(segments, span.symbols.codes, strict=True)
+    ]
+    at = len(span.errata) - (len(span.tokens) - sum(n_kept))  # behind the mark, if there is one
+    for (start, end), kept, code in zip(segments, n_kept, span.symbols.codes, strict=True):
         rest = end - start - kept
         pieces.append(bytes(code[:kept]) + span.errata[at : at + rest])
         at += rest

@@ -11,7 +11,7 @@ import copy
 import re
 import weakref
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -226,6 +226,20 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     marked = {token for token, entry in added.items() if entry.special}
     return frozenset({*marked, *map(int, tokenizer.all_special_ids)})
+
+
+def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of some tokens, by themselves.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        ids: Of whole characters.
+
+    Returns:
+        The text; what has no token, and what some tokenizers normalise, is not as it was.
+    """
+    text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+    return text
 
 
 _made: weakref.WeakKeyDictionary[Any, TextTokenizer] = weakref.WeakKeyDictionary()

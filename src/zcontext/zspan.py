@@ -7,14 +7,14 @@ one before it ends.
 from __future__ import annotations
 
 import base64
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from zcontext.errors import SpanError
 from zcontext.packing import ByteReader, ByteWriter
-from zcontext.placement import pack_ends, placement_bits, unpack_ends
+from zcontext.placement import MAX_TOKENS, pack_ends, placement_bits, unpack_ends
 from zcontext.symbols import Symbols
 from zcontext.windows import Extent
 
@@ -48,7 +48,8 @@ class Fidelity:
             f"token_accuracy={self.token_accuracy!r}: give a share in 0..1.",
         )
         require(
-            isinstance(self.bits_missing, int | float) and 0.0 <= self.bits_missing < math.inf,
+            isinstance(self.bits_missing, int | float)
+            and 0.0 <= self.bits_missing <= sys.float_info.max,
             f"bits_missing={self.bits_missing!r}: give a finite number of 0 or more.",
         )
         require(
@@ -92,6 +93,10 @@ class ZSpan:
             f"{type(self).__name__} takes Symbols, two Extents, bytes and a Fidelity or None.",
         )
         require(len(self.tokens) > 0, "A span covers no token: leave it out of the document.")
+        require(
+            len(self.tokens) <= MAX_TOKENS,
+            f"A span covers {len(self.tokens):,} tokens, at most {MAX_TOKENS:,}: cut the text.",
+        )
         if self.ends is not None:
             self._check_ends(self.ends)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pieces import RIVER, SHORT, TEXTS, TOWER
+from pieces import BREAD, RIVER, SHORT, TEXTS, TOWER
 
+from zcontext.config import CompressSettings
 from zcontext.errors import (
     CodecMismatchError,
     ConfigError,
@@ -14,6 +15,7 @@ from zcontext.errors import (
     VocabularyError,
 )
 from zcontext.integrations.exchange import (
+    ACCURACY,
     ACTION,
     CODEC,
     N_SYMBOLS,
@@ -232,6 +234,97 @@ def test_a_budget_below_one_symbol_each_is_refused() -> None:
         exchange(ByteCodec(), ratio=None, max_symbols=2).swap(chunks(*TEXTS))
 
 
+def positions(codec: ByteCodec, text: str) -> int:
+    return codec.count(codec.vocabulary.split(text))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*TEXTS, SHORT, "", "é" * 200]),
+            st.none() | st.floats(-1, 1),
+            st.sampled_from(["as it is", "indexed", "swapped"]),
+        ),
+        max_size=6,
+    ),
+    st.integers(1, 700),
+    st.sampled_from([None, 0.7, 1.0]),
+)
+def test_a_budget_of_positions_is_never_exceeded_whatever_the_chunks_are(
+    given: list[tuple[str, float | None, str]], cap: int, floor: float | None
+) -> None:
+    codec = ByteCodec(depth=4)
+    before: list[Chunk] = []
+    for at, (text, score, state) in enumerate(given):
+        chunk = Chunk(text, {}, f"piece {at}", score)
+        if state != "as it is":
+            done = getattr(exchange(codec), "index" if state == "indexed" else "swap")([chunk])
+            chunk = Chunk(done[0].text, done[0].record, chunk.label, score)
+        before.append(chunk)
+    settings = {"ratio": None, "max_tokens": cap, "min_accuracy": floor}
+    result = exchange(codec, **settings).swap(before)
+    assert len(result) == len(before)
+    assert sum(positions(codec, item.text) for item in result) <= cap
+    for chunk, item in zip(before, result, strict=True):
+        assert (item.text == "") == (item.record[ACTION] == "dropped" or chunk.text == "")
+        if floor and item.record.get(ACTION) == "compressed" and item.text != chunk.text:
+            assert item.record[ACCURACY] >= floor  # type: ignore[operator]
+
+
+def test_a_budget_of_positions_goes_to_the_best_chunks_first() -> None:
+    codec = ByteCodec()
+    n = len(BREAD)
+    scored = [Chunk(BREAD, {}, str(score), score) for score in (0.1, 0.9, 0.3)]
+    cap = n + n // 4 + n // 8
+    worst, best, middle = exchange(codec, ratio=None, max_tokens=cap).swap(scored)
+    assert (best.text, best.record[REASON]) == (BREAD, "fits")
+    assert best.record[ACTION] == "raw"
+    assert 0 < int(worst.record[N_SYMBOLS]) < int(middle.record[N_SYMBOLS])
+    unscored = [Chunk(BREAD, {}, str(at)) for at in range(3)]
+    first, _, last = exchange(codec, ratio=None, max_tokens=n // 16).swap(unscored)
+    assert first.record[N_SYMBOLS] == n // 16
+    assert (last.text, last.record) == ("", {ACTION: "dropped", N_TOKENS: n})
+
+
+def test_a_budget_of_positions_uses_stored_spans_and_runs_no_model_for_finer_ones() -> None:
+    codec = ByteCodec()
+    before = chunks(*TEXTS)
+    ready = again(before, exchange(codec).index(before))
+    total = sum(stored_span(chunk.metadata).n_symbols for chunk in ready)  # type: ignore[union-attr]
+    codec.calls.clear()
+    result = exchange(codec, ratio=None, max_tokens=total).swap(ready)
+    assert [item.record[ACTION] for item in result] == ["swapped"] * 3
+    assert codec.calls == []
+
+
+def test_a_ratio_is_the_lowest_that_a_budget_of_positions_plans_at() -> None:
+    codec = ByteCodec()
+    before = chunks(*TEXTS)
+    for ratio in (2.0, 6.0, 20.0):
+        settings = {"ratio": ratio, "max_tokens": 170}
+        for item in exchange(codec, **settings).swap(before):
+            if item.record[ACTION] == "compressed":
+                assert item.document is not None
+                assert item.document.ratio >= ratio
+
+
+def test_a_budget_of_positions_leaves_the_index_alone() -> None:
+    codec = ByteCodec()
+    before = chunks(*TEXTS)
+    plain = exchange(codec).index(before)
+    assert exchange(codec, max_tokens=1).index(before) == plain
+
+
+def test_a_span_too_inaccurate_for_its_place_is_planned_again() -> None:
+    codec = ByteCodec(depth=4)
+    # Ratio 8 and more read back half of it at most: text or nothing, and ratio 2 or 4 for the rest.
+    given = [Chunk(text, {}, text[:9], 1.0 / (1 + at)) for at, text in enumerate(TEXTS)]
+    result = exchange(codec, ratio=None, max_tokens=200, min_accuracy=0.9).swap(given)
+    assert sum(positions(codec, item.text) for item in result) <= 200
+    assert {item.record[ACTION] for item in result} <= {"raw", "compressed", "dropped"}
+    assert any(item.text for item in result)
+
+
 def test_what_reads_back_too_badly_stays_text_and_says_so() -> None:
     codec = ByteCodec(depth=4)
     (good,) = exchange(codec, ratio=4, min_accuracy=0.9).swap(chunks(RIVER))
@@ -240,12 +333,43 @@ def test_what_reads_back_too_badly_stays_text_and_says_so() -> None:
     assert (bad.text, bad.record[REASON]) == (RIVER, "low accuracy")
 
 
+def test_a_floor_has_fresh_chunks_measured_under_the_settings_in_force() -> None:
+    """ZCompressor measures only what it is asked to: without that every chunk would stay text."""
+    codec = ByteCodec(depth=4, ratio=2)
+    exchange(codec, ratio=None, min_accuracy=0.9).swap(chunks(RIVER))
+    exchange(codec, compress=CompressSettings(exact=True), min_accuracy=0.9).swap(chunks(RIVER))
+    exchange(codec, compress=CompressSettings(min_fidelity=0.5), min_accuracy=0.9).index(
+        chunks(RIVER)
+    )
+    used = [call.settings for call in codec.calls if call.method == "compress_many"]
+    assert [(s.min_fidelity, s.exact, s.ratio) for s in used] == [
+        (0.9, False, 2),
+        (0.9, True, 8),
+        (0.5, False, 8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "action"), [("keep", "compressed"), ("raw", "raw"), ("finer", "raw")]
+)
+def test_the_floor_of_the_settings_holds_unless_they_say_keep(policy: str, action: str) -> None:
+    poor = CompressSettings(ratio=16, min_fidelity=0.9, on_low_fidelity=policy)  # type: ignore[arg-type]
+    codec = ByteCodec(depth=4)
+    (done,) = exchange(codec, ratio=None, compress=poor).swap(chunks(RIVER))
+    assert done.record[ACTION] == action
+    capped = exchange(codec, ratio=None, compress=poor, max_symbols=9).swap(chunks(RIVER))
+    assert capped[0].record[ACTION] == action  # a cap and "finer" do not contradict each other
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"ratio": 0.5},
         {"ratio": 4, "max_symbols": 3},
         {"max_symbols": 0, "ratio": None},
+        {"max_tokens": 0},
+        {"max_tokens": 2.5},
+        {"max_tokens": 100, "max_symbols": 30},
         {"min_tokens": 0},
         {"min_tokens": 2.5},
         {"min_accuracy": 1.5},

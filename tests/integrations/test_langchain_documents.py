@@ -116,6 +116,38 @@ def test_a_retriever_and_a_pipeline_pass_on_symbols_and_reuse_indexed_spans() ->
     assert not codec.calls
 
 
+@pytest.mark.parametrize("key", ["relevance_score", "query_similarity_score"])
+def test_a_budget_of_positions_keeps_the_most_relevant_and_leaves_out_what_has_no_room(
+    key: str,
+) -> None:
+    codec = ByteCodec()
+    before = documents()
+    for document, score in zip(before, (0.001, 0.9, 0.05), strict=True):
+        document.metadata[key] = score
+    room = len(TEXTS[1]) + len(TEXTS[2]) // 8 + 2
+    compressor = ZContextCompressor(model=codec, max_tokens=room)
+    best, second = compressor.compress_documents(before, "q")
+    assert (best.id, best.page_content) == ("id-1", TEXTS[1])
+    assert (best.metadata["zcontext_action"], best.metadata["zcontext_reason"]) == ("raw", "fits")
+    assert (second.id, second.metadata["zcontext_action"]) == ("id-2", "compressed")
+    assert second.metadata["zcontext_n_symbols"] + len(TEXTS[1]) <= room
+    assert len(compressor.transform_documents(before)) == 3  # indexing has no budget
+
+
+def test_without_scores_the_order_of_the_list_counts_and_a_trace_says_what_was_left_out() -> None:
+    class Trace(BaseCallbackHandler):
+        def on_chain_end(self, outputs: Any, **kwargs: Any) -> None:
+            self.outputs = outputs
+
+    trace = Trace()
+    before = documents()
+    before[0].metadata["relevance_score"] = "high"  # not ours to understand
+    compressor = ZContextCompressor(model=ByteCodec(), max_tokens=len(TEXTS[0]) // 16)
+    after = compressor.compress_documents(before, "q", callbacks=[trace])
+    assert [document.id for document in after] == ["id-0"]
+    assert trace.outputs["n_dropped"] == 2
+
+
 async def test_an_async_pipeline_passes_on_symbols() -> None:
     pipeline = DocumentCompressorPipeline(
         transformers=[ZContextCompressor(model=ByteCodec(), ratio=8)]

@@ -83,6 +83,32 @@ def test_one_node_in_one_out_same_order_ids_scores_and_metadata_inputs_not_mutat
             assert codec.vocabulary.parse(new.node.get_content()) == document.symbols
 
 
+@pytest.mark.parametrize("share", [1, 2, 5, 20, 100])
+def test_a_budget_of_positions_is_kept_and_the_best_nodes_stay_in_order(share: int) -> None:
+    codec = ByteCodec()
+    before = nodes(5)
+    cap = sum(len(each.node.get_content()) for each in before) // share
+    for ratio in (None, 6.0):
+        after = ZContextPostprocessor(codec, ratio=ratio, max_tokens=cap).postprocess_nodes(before)
+        texts = [each.node.get_content(MetadataMode.NONE) for each in after]
+        assert sum(codec.count(codec.vocabulary.split(text)) for text in texts) <= cap
+        kept = [each.node.node_id for each in after]
+        assert kept == [each.node.node_id for each in before if each.node.node_id in kept]
+    if share == 1:
+        assert texts == [each.node.get_content(MetadataMode.NONE) for each in before]
+
+
+def test_a_budget_of_positions_follows_the_scores() -> None:
+    before = nodes(3)
+    for each, score in zip(before, (0.001, 0.9, 0.001), strict=True):
+        each.score = score
+    cap = len(before[1].node.get_content(MetadataMode.NONE))
+    after = ZContextPostprocessor(ByteCodec(), max_tokens=cap).postprocess_nodes(before)
+    assert [each.node.node_id for each in after] == ["node-1"]
+    assert after[0].node.metadata["zcontext_action"] == "raw"
+    assert after[0].score == 0.9
+
+
 def test_the_text_becomes_symbols_and_the_record_is_shown_to_nobody() -> None:
     codec = ByteCodec()
     [new] = ZContextPostprocessor(codec, ratio=8).postprocess_nodes(one(LONG, metadata={"a": "b"}))

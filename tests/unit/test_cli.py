@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from zcontext.cli import app, engines, files
+from zcontext.config import CompressSettings
 from zcontext.errors import StoreError
 from zcontext.spans import ZDocument
 from zcontext.testing import ByteCodec
@@ -136,6 +137,32 @@ def test_every_text_is_one_json_line_that_says_where_it_came_from(
     for row in rows:
         document = ZDocument.from_dict(row["document"])
         assert (row["n_tokens"], row["n_symbols"]) == (document.n_tokens, document.n_symbols)
+
+
+def test_exact_texts_are_counted_in_bits_and_said_to_be_exact(run: Callable[..., Result]) -> None:
+    packed = run("compress", "a.txt", "--exact", "--ratio", "16")
+    row = json.loads(packed.stdout)
+    assert row["exact"]
+    assert row["total_bits"] == row["bits"] + row["errata_bits"]
+    assert row["utf8_bits"] == 8 * len(TEXT.encode())
+    assert row["gzip_bits"] > 0
+    back = run("decompress", "-", stdin=packed.stdout)
+    assert (back.stdout_bytes, "1 of 1 exact" in back.stderr) == (TEXT.encode(), True)
+    told = json.loads(run("decompress", "-", "--json", stdin=packed.stdout).stdout)
+    assert told["exact"]
+    plain = run("compress", "a.txt", "--ratio", "1").stdout  # where ByteCodec writes no errata
+    assert "0 of 1 exact" in run("decompress", "-", stdin=plain).stderr
+    assert "errata bits" in run("inspect", "a.txt", "--exact", "--ratio", "16").stdout
+
+
+def test_a_profile_is_a_start_that_other_options_change(
+    run: Callable[..., Result], codec: ByteCodec
+) -> None:
+    run("compress", "a.txt", "--profile", "legal", "--min-fidelity", "0.5")
+    settings = codec.calls[-1].settings
+    assert isinstance(settings, CompressSettings)
+    assert (settings.ratio, settings.exact, settings.min_fidelity) == (2.0, True, 0.5)
+    assert "legal, default, summary" in run("compress", "a.txt", "--profile", "x").stderr
 
 
 def test_several_texts_come_back_one_after_the_other(run: Callable[..., Result]) -> None:

@@ -89,6 +89,11 @@ def test_the_reading_is_that_of_the_training_objective(model, document):
         bits = -scores.log_softmax(-1).gather(1, ids[0].unsqueeze(1)).squeeze(1) / math.log(2)
     assert readings[1].bits == pytest.approx(bits.tolist(), rel=1e-4)
     assert readings[1].right == tuple((scores.argmax(-1) == ids[0]).tolist())
+    for place, margin in enumerate(readings[1].margins):
+        token = int(ids[0, place])
+        others = torch.cat([scores[place, :token], scores[place, token + 1 :]])
+        lead = float(scores[place, token] - others.max())
+        assert margin == pytest.approx(lead, rel=1e-3, abs=1e-5)
 
 
 def test_a_document_is_measured_span_by_span_and_as_a_whole(model, document):
@@ -106,7 +111,8 @@ def perfect(wrong_places):
     def read(model, document, tokens):
         for span in document.spans:
             places = range(span.tokens.start, span.tokens.end)
-            yield Reading(tuple(i not in wrong_places for i in places), (0.0,) * len(places))
+            right = tuple(i not in wrong_places for i in places)
+            yield Reading(right, (0.0,) * len(places), tuple(1.0 if r else -1.0 for r in right))
 
     return read
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
@@ -13,6 +12,8 @@ from zcontext import four_bit, nf4
 from zcontext.errors import MissingDependencyError, ModelError, UnsupportedBaseError
 from zcontext.loading import LoadedBase, prepare_for_training
 
+# Every test here holds a layer of its: there is none where it cannot be installed (Intel Macs).
+bnb = pytest.importorskip("bitsandbytes")
 CPU = torch.device("cpu")
 HAS_THE_TRAP = bool(bnb.functional.has_avx512bf16())
 

@@ -161,12 +161,14 @@ def test_a_folder_with_one_gguf_file_is_that_file(gguf_file: Path) -> None:
 def test_4_bit_numbers_are_the_same_with_and_without_bitsandbytes(
     folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Where bitsandbytes cannot be installed, nf4 is dequantised from the start.
+    held = "nf4" if four_bit.has_bitsandbytes() else "nf4-dequantised"
     packed = load_base(folder, quantization="nf4", dtype=dtype, device="cpu")
     plain = load_base(folder, quantization="nf4-dequantised", dtype=dtype, device="cpu")
     monkeypatch.setattr(four_bit, "has_bitsandbytes", lambda: False)
     fallback = load_base(folder, quantization="nf4", dtype=dtype, device="cpu")
     forms = [base.quantization for base in (packed, plain, fallback)]
-    assert forms == ["nf4", "nf4-dequantised", "nf4-dequantised"]
+    assert forms == [held, "nf4-dequantised", "nf4-dequantised"]
     logits = packed.model(IDS).logits
     assert torch.equal(logits, plain.model(IDS).logits)
     assert torch.equal(logits, fallback.model(IDS).logits)
@@ -443,6 +445,15 @@ def test_a_file_that_is_no_gguf_model_is_refused(tmp_path: Path, own_cache: Path
         with pytest.raises(UnsupportedBaseError, match=says):
             load_base(tmp_path / name)
     assert list((own_cache / "bases").iterdir()) == []
+
+
+def test_pickled_weights_of_a_base_are_never_read(folder: Path, tmp_path: Path) -> None:
+    pickled = edited(folder, tmp_path / "pickled")
+    torch.save(tiny_base().model.state_dict(), pickled / "pytorch_model.bin")
+    assert bases.weights_digest(pickled) == bases.weights_digest(folder)
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UnsupportedBaseError, match=r"Pickled weights \(\*\.bin\) are not read"):
+        load_base(pickled)
 
 
 def test_code_of_a_base_is_never_run(folder: Path, tmp_path: Path) -> None:

@@ -73,6 +73,9 @@ OTHER_VALUES: dict[str, Any] = {
     "memory": 8,
     "on_symbols": "escape",
     "max_tokens": 1000,
+    "exact": True,
+    "min_fidelity": 0.5,
+    "on_low_fidelity": "raw",
 }
 
 

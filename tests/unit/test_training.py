@@ -186,6 +186,17 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(shards: Path, tmp_p
     assert str(caught.value.last_checkpoint).endswith(CHECKPOINT)
 
 
+def test_a_run_stops_when_its_minutes_are_over_and_goes_on_later(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = configuration(shards, tmp_path)
+    short = dataclasses.replace(config, run=dataclasses.replace(config.run, minutes=1e-9))
+    run(short)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 1
+    run(config)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+
+
 def test_a_checkpoint_of_another_run_is_refused(shards: Path, tmp_path: Path) -> None:
     config = configuration(shards, tmp_path)
     run(config, stop_after=1)

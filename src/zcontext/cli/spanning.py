@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,11 +12,11 @@ import typer
 
 from zcontext.bundles import DEFAULT_BUNDLE
 from zcontext.cli import engines, files
-from zcontext.cli.console import Debug, errors, progress_bar, results
-from zcontext.config import DEFAULT_RATIO, CompressSettings
+from zcontext.cli.console import Debug, errors, progress_bar, results, say
+from zcontext.config import DEFAULT_RATIO, CompressSettings, profile
 from zcontext.errors import ConfigError, ZContextError
 from zcontext.spans import SupportsCompress, ZDocument
-from zcontext.vocabulary import Symbols, ZVocabulary
+from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
 
 if TYPE_CHECKING:
     from zcontext.cli.files import Source
@@ -45,6 +46,33 @@ Store = Annotated[
     typer.Option("--store", help="SQLite file where documents are kept and looked up."),
 ]
 
+MaxSymbols = Annotated[int | None, typer.Option(help="At most so many symbols for each text.")]
+BitsPerSymbol = Annotated[
+    float | None, typer.Option(help="Bits of surprisal that one symbol stands for.")
+]
+Window = Annotated[
+    int | None, typer.Option(help="Tokens written by one pass; the codec's own by default.")
+]
+Context = Annotated[int | None, typer.Option(help="Tokens read again before each window.")]
+Memory = Annotated[int | None, typer.Option(help="Earlier symbols read before each window.")]
+OnSymbols = Annotated[
+    str | None, typer.Option(help="Text that spells symbols: refuse (default), escape or drop.")
+]
+Exact = Annotated[
+    bool, typer.Option("--exact", help="Also store what makes decompression exactly the source.")
+]
+MinFidelity = Annotated[
+    float | None,
+    typer.Option(help="Share of tokens that should read back right; measures every window."),
+]
+OnLowFidelity = Annotated[
+    str | None,
+    typer.Option(help="Windows below that: keep (default), finer (more symbols) or raw."),
+]
+ProfileName = Annotated[
+    str, typer.Option("--profile", help="legal, default or summary; other options replace its own.")
+]
+
 BATCH = 8
 """Documents handed over together; after each batch what is done is written."""
 
@@ -52,21 +80,17 @@ BATCH = 8
 def compress(
     sources: Sources,
     ratio: Ratio = None,
-    max_symbols: Annotated[
-        int | None, typer.Option(help="At most so many symbols for each text.")
-    ] = None,
-    bits_per_symbol: Annotated[
-        float | None, typer.Option(help="Bits of surprisal that one symbol stands for.")
-    ] = None,
+    max_symbols: MaxSymbols = None,
+    bits_per_symbol: BitsPerSymbol = None,
     depth: Depth = None,
-    window: Annotated[
-        int | None, typer.Option(help="Tokens written by one pass; the codec's own by default.")
-    ] = None,
-    context: Annotated[int, typer.Option(help="Tokens read again before each window.")] = 0,
-    memory: Annotated[int, typer.Option(help="Earlier symbols read before each window.")] = 0,
-    on_symbols: Annotated[
-        str, typer.Option(help="Text that spells symbols: refuse, escape or drop.")
-    ] = "refuse",
+    window: Window = None,
+    context: Context = None,
+    memory: Memory = None,
+    on_symbols: OnSymbols = None,
+    exact: Exact = False,
+    min_fidelity: MinFidelity = None,
+    on_low_fidelity: OnLowFidelity = None,
+    profile_: ProfileName = "default",
     format_: Annotated[
         str, typer.Option("--format", "-f", help="json, compact or symbols.")
     ] = "json",
@@ -89,7 +113,7 @@ def compress(
       zcontext compress notes.txt --ratio 8 --out notes.spans.jsonl
       cat notes.txt | zcontext compress - --format symbols
     """  # noqa: DOC101, DOC103 - the options tell
-    chosen = CompressSettings(
+    chosen = profile(profile_).replace(  # type: ignore[arg-type]  # checked there
         ratio=ratio,
         max_symbols=max_symbols,
         bits_per_symbol=bits_per_symbol,
@@ -97,7 +121,10 @@ def compress(
         window=window,
         context=context,
         memory=memory,
-        on_symbols=on_symbols,  # type: ignore[arg-type]  # checked by the settings
+        on_symbols=on_symbols,
+        exact=exact or None,
+        min_fidelity=min_fidelity,
+        on_low_fidelity=on_low_fidelity,
     )
     shape = _format(format_)
     texts = files.read_sources(sources, field=jsonl)
@@ -106,9 +133,7 @@ def compress(
     )
     with files.open_sink(out) as sink:
         for source, document in compressed(texts, compressor, chosen):
-            sink.line(
-                written(document, shape, source=source.name, vocabulary=compressor.vocabulary)
-            )
+            sink.line(written(document, shape, source=source, vocabulary=compressor.vocabulary))
 
 
 def decompress(
@@ -144,20 +169,26 @@ def decompress(
     with files.open_sink(out) as sink, progress_bar("decompressing") as report:
         for start in range(0, len(documents), BATCH):
             batch = documents[start : start + BATCH]
-            for line, text in zip(lines[start:], decompressor.decompress_many(batch), strict=False):
+            texts = decompressor.decompress_many(batch)
+            for line, document, text in zip(lines[start:], batch, texts, strict=False):
                 if json_:
-                    sink.line(json.dumps({"source": line.name, "text": text}, ensure_ascii=False))
+                    row = {"source": line.name, "exact": _exact(document), "text": text}
+                    sink.line(json.dumps(row, ensure_ascii=False))
                 elif len(documents) == 1:
                     sink.write(text)
                 else:
                     sink.line(text)
             report("decompressing", start + len(batch), len(documents))
+    if not json_:
+        n_exact = sum(map(_exact, documents))
+        say(f"{n_exact} of {len(documents)} exact, checked (compress --exact makes them so)")
 
 
 def inspect(
     source: Annotated[str, typer.Argument(help="A text file in UTF-8; - is standard input.")],
     ratio: Ratio = None,
     depth: Depth = None,
+    exact: Exact = False,
     html: Annotated[
         Path | None, typer.Option("--html", help="Also write a heat map as one HTML file.")
     ] = None,
@@ -175,7 +206,7 @@ def inspect(
     """  # noqa: DOC101, DOC103 - the options tell
     from zcontext import inspection
 
-    settings = CompressSettings(ratio=ratio or DEFAULT_RATIO, depth=depth)
+    settings = CompressSettings(ratio=ratio or DEFAULT_RATIO, depth=depth, exact=exact)
     (text,) = files.read_sources([source])
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
     shown = opened.vocabulary.guard(text.text, on_symbols="escape")
@@ -214,13 +245,13 @@ def compressed(
             yield from zip(batch, found, strict=True)
 
 
-def written(document: ZDocument, shape: Format, *, source: str, vocabulary: ZVocabulary) -> str:
+def written(document: ZDocument, shape: Format, *, source: Source, vocabulary: ZVocabulary) -> str:
     """A document as one line.
 
     Args:
         document: What was compressed.
         shape: Which format.
-        source: Where it came from.
+        source: The text it was written from.
         vocabulary: The written form of its symbols.
 
     Returns:
@@ -231,14 +262,23 @@ def written(document: ZDocument, shape: Format, *, source: str, vocabulary: ZVoc
     if shape == "symbols":
         return vocabulary.render(document.symbols)
     row = {
-        "source": source,
+        "source": source.name,
         "n_tokens": document.n_tokens,
         "n_symbols": document.n_symbols,
         "ratio": round(document.ratio, 3) if document.n_symbols else None,
         "bits": document.bits,
+        "errata_bits": document.errata_bits,
+        "total_bits": document.total_bits,
+        "utf8_bits": 8 * document.n_bytes,
+        "gzip_bits": 8 * len(gzip.compress(utf8_bytes(source.text), 9, mtime=0)),
+        "exact": document.exact,
         "document": document.to_dict(),
     }
     return json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+
+
+def _exact(document: ZDocument | Symbols) -> bool:
+    return isinstance(document, ZDocument) and document.exact
 
 
 def read_written(line: Source, vocabulary: ZVocabulary) -> ZDocument | Symbols:

@@ -175,7 +175,7 @@ def _named_vocabulary(bundle: Path) -> ZVocabulary:
         named = json.loads(manifest.read_text(encoding="utf-8"))
         shape = named["config"]
         return ZVocabulary(codec=named["codec"], depth=shape["depth"], size=shape["size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
             f"{manifest} names no codec: {error!r}. Fetch the bundle again, or give another folder."
         ) from error

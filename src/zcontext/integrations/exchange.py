@@ -11,15 +11,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
 
+from zcontext.budget import Candidate, Choice, plan_budget
+from zcontext.config import CompressSettings
 from zcontext.errors import (
     CodecMismatchError,
     ConfigError,
     CorruptSpanError,
     SymbolCollisionError,
     VocabularyError,
+)
+from zcontext.integrations.items import (
+    Item,
+    digest,
+    guarded,
+    is_written,
+    n_positions_of,
+    n_symbols_in,
+    shares,
 )
 from zcontext.integrations.records import (
     ACCURACY,
@@ -48,7 +57,7 @@ from zcontext.integrations.records import (
     without_record,
 )
 from zcontext.spans import SupportsCompress, ZDocument
-from zcontext.vocabulary import ZVocabulary, has_symbols, utf8_bytes
+from zcontext.vocabulary import ZVocabulary, has_symbols
 
 __all__ = [
     "ACCURACY",
@@ -78,45 +87,6 @@ __all__ = [
     "warn_unreadable",
     "without_record",
 ]
-
-
-def guarded(vocabulary: ZVocabulary, text: str, *, policy: Policy) -> str:
-    """Text of unknown origin, made safe to stand in a prompt.
-
-    Args:
-        vocabulary: Of the codec in use.
-        text: The text.
-        policy: "keep" lets well-formed symbols of this codec pass; the rest as in
-            `ZVocabulary.guard`.
-
-    Returns:
-        The text, unchanged unless the policy is "escape" or "drop".
-
-    Raises:
-        SymbolCollisionError: if it spells symbols and the policy is "refuse".
-        VocabularyError: if it is not valid Unicode, or the policy is "keep" and what it spells is
-            malformed.
-        CodecMismatchError: if the policy is "keep" and it holds symbols of another codec.
-    """
-    utf8_bytes(text)
-    if policy == "keep":
-        vocabulary.split(text)
-        return text
-    return vocabulary.guard(text, on_symbols=policy)
-
-
-@dataclass(slots=True)
-class _Item:
-    """A chunk on its way: what was found, then what was decided."""
-
-    chunk: Chunk
-    text: str
-    document: ZDocument | None = None
-    n_tokens: int = 0
-    stored: bool = False  # the document was found, not written now
-    kept: bool = False  # the text already is symbols
-    raw: bool = False  # the text stays
-    reason: str = ""
 
 
 class Exchange:
@@ -154,7 +124,7 @@ class Exchange:
         """
         return [
             Exchanged(item.chunk.text, self._record(item, "indexed"), item.document)
-            for item in self._decide(chunks)
+            for item in self._decide(chunks, max_tokens=None)
         ]
 
     def swap(self, chunks: Sequence[Chunk]) -> list[Exchanged]:
@@ -164,26 +134,35 @@ class Exchange:
             chunks: Any number, in any state.
 
         Returns:
-            One per chunk, in order.
+            One per chunk, in order; with `max_tokens`, those without room are marked "dropped"
+            and have no text.
 
         Raises:
             ZContextError: if a text spells symbols, is not valid Unicode, or cannot be compressed.
         """
         result: list[Exchanged] = []
-        for item in self._decide(chunks):
-            text = item.text
-            if item.document is not None and not item.raw and not item.kept:
-                text = self.vocabulary.render(item.document.symbols)
+        for item in self._decide(chunks, max_tokens=self.settings.max_tokens):
+            if item.dropped:
+                result.append(Exchanged("", {ACTION: "dropped", N_TOKENS: item.n_tokens}))
+                continue
             action: Action = "swapped" if item.stored else "compressed"
-            result.append(Exchanged(text, self._record(item, action), item.document))
+            result.append(Exchanged(self._shown(item), self._record(item, action), item.document))
         return result
 
-    def _decide(self, chunks: Sequence[Chunk]) -> list[_Item]:
+    def _shown(self, item: Item) -> str:
+        """What stands for a chunk where its text was."""
+        if item.document is None or item.raw or item.kept:
+            return item.text
+        return self.vocabulary.render(item.document.symbols)
+
+    def _decide(self, chunks: Sequence[Chunk], *, max_tokens: int | None) -> list[Item]:
         items = [self._look(chunk) for chunk in chunks]
-        if self.settings.max_symbols is not None:
+        if max_tokens is not None:
+            self._plan(items, max_tokens)
+        elif self.settings.max_symbols is not None:
             self._share_out(items, self.settings.max_symbols)
         else:
-            self._compress([item for item in items if _is_open(item)], max_symbols=None)
+            self._compress([item for item in items if item.is_open], max_symbols=None)
         for item in items:
             self._check_accuracy(item)
         stale = [f"{i.chunk.label}: {i.reason}" for i in items if i.reason.endswith(" span")]
@@ -197,14 +176,14 @@ class Exchange:
             )
         return items
 
-    def _look(self, chunk: Chunk) -> _Item:
+    def _look(self, chunk: Chunk) -> Item:
         """What the chunk is, and whether it brought a span that fits."""
-        item = _Item(chunk, chunk.text)
+        item = Item(chunk, chunk.text)
         if not chunk.text.strip():
             item.raw, item.reason = True, "empty"
             return item
         found, reason = self._find(chunk)
-        if found is not None and has_symbols(chunk.text) and _is_written(chunk.text, found):
+        if found is not None and has_symbols(chunk.text) and is_written(chunk.text, found):
             if found.codec == self.vocabulary.codec:
                 item.document, item.kept = found, True
                 return item
@@ -213,7 +192,7 @@ class Exchange:
         if self.settings.on_symbols == "keep" and has_symbols(item.text):
             item.kept = True
             return item
-        if found is not None and found.text_sha256 == _digest(item.text):
+        if found is not None and found.text_sha256 == digest(item.text):
             if found.codec == self.vocabulary.codec:
                 item.document, item.stored, item.n_tokens = found, True, found.n_tokens
             else:
@@ -236,7 +215,7 @@ class Exchange:
     def _source(self, chunk: Chunk, found: ZDocument) -> str:
         """The text behind symbols of another codec, where `keep_text` has kept it."""
         text = chunk.metadata.get(TEXT)
-        if isinstance(text, str) and _digest(text) == found.text_sha256:
+        if isinstance(text, str) and digest(text) == found.text_sha256:
             return text
         raise CodecMismatchError(
             f"{chunk.label} was already exchanged for symbols of codec {found.codec[:4]}, this is "
@@ -244,7 +223,7 @@ class Exchange:
             "text and compress it again."
         )
 
-    def _guard(self, item: _Item) -> str:
+    def _guard(self, item: Item) -> str:
         label = item.chunk.label
         try:
             return guarded(self.vocabulary, item.text, policy=self.settings.on_symbols)
@@ -257,9 +236,56 @@ class Exchange:
         except (VocabularyError, CodecMismatchError) as error:
             raise type(error)(f"{label}: {error}") from error
 
-    def _share_out(self, items: Sequence[_Item], budget: int) -> None:
+    def _plan(self, items: Sequence[Item], max_tokens: int) -> None:
+        """Text, symbols or nothing for each chunk, within a cap on positions.
+
+        A span can turn out to be of no use when it is there: too inaccurate, or longer than
+        planned. It is then settled what its chunk can be, and the rest is planned again.
+        """
+        for item in items:
+            self._check_accuracy(item)
+        while True:
+            candidates = [self._candidate(item) for item in items]
+            plan = plan_budget(candidates, max_tokens=max_tokens, ratios=self.settings.ratios)
+            chosen = list(zip(items, plan.choices, strict=True))
+            wanted = [(i, c) for i, c in chosen if c.form == "symbols" and not c.stored]
+            surprised = [self._surprises(item, choice) for item, choice in wanted]
+            if not any(surprised):
+                break
+        for item, choice in chosen:
+            item.dropped = choice.form == "dropped"
+            if choice.form == "text" and not (item.raw or item.kept):
+                item.raw, item.reason = True, item.reason or "fits"
+
+    def _surprises(self, item: Item, choice: Choice) -> bool:
+        """Write what was planned; whether that made the plan void."""
+        before = (item.document, item.stored, item.reason)
+        item.document, item.stored = None, False
+        self._compress([item], max_symbols=choice.n_positions)
+        self._check_accuracy(item)
+        item.settled = item.raw or self._n_positions(item) > choice.n_positions
+        if item.settled and before[0] is not None:
+            item.document, item.stored, item.reason = before
+            item.raw = False
+        return item.settled
+
+    def _candidate(self, item: Item) -> Candidate:
+        score, there = item.chunk.score, item.document
+        if item.raw or item.kept:
+            n = self._n_positions(item) if item.kept else item.n_tokens
+            return Candidate(n, score, compressible=False)
+        n_stored = None if there is None else self._n_positions(item)
+        return Candidate(item.n_tokens, score, n_stored, compressible=not item.settled)
+
+    def _n_positions(self, item: Item) -> int:
+        """Positions of what stands for a chunk; loads no compressor where that is symbols only."""
+        return n_positions_of(
+            self.vocabulary, self._shown(item), count=lambda t: self._compressor().count_tokens(t)
+        )
+
+    def _share_out(self, items: Sequence[Item], budget: int) -> None:
         """Keep a whole list within a budget; stored spans are used as long as they fit."""
-        budget -= sum(len(_symbols_in(self.vocabulary, item)) for item in items if item.kept)
+        budget -= sum(n_symbols_in(self.vocabulary, i.text) for i in items if i.kept)
         wanted = [item for item in items if not item.kept and not item.raw]
         n_stored = sum(item.document.n_symbols for item in wanted if item.document)
         fresh = [item for item in wanted if item.document is None]
@@ -272,34 +298,52 @@ class Exchange:
                 field="max_symbols",
                 value=self.settings.max_symbols,
             )
-        for item, share in zip(wanted, _shares([i.n_tokens for i in wanted], budget), strict=True):
+        for item, share in zip(wanted, shares([i.n_tokens for i in wanted], budget), strict=True):
             if item.document is None or item.document.n_symbols > share:
                 item.document, item.stored = None, False
                 self._compress([item], max_symbols=share)
 
-    def _compress(self, items: Sequence[_Item], *, max_symbols: int | None) -> None:
+    def _compress(self, items: Sequence[Item], *, max_symbols: int | None) -> None:
         if not items:
             return
         documents = self._compressor().compress_many(
             [item.text for item in items],
-            settings=self.settings.compress,
-            ratio=self.settings.ratio,
+            settings=self._compress_settings(capped=max_symbols is not None),
+            ratio=self.settings.ratio if max_symbols is None else None,
             max_symbols=max_symbols,
         )
         for item, document in zip(items, documents, strict=True):
             self.vocabulary.check(document.symbols)
             item.document = document
 
-    def _check_accuracy(self, item: _Item) -> None:
-        if self.settings.min_accuracy is None or item.document is None or item.kept or item.raw:
+    def _compress_settings(self, *, capped: bool) -> CompressSettings:
+        """Those of the compressor, so that what has a floor is measured when it is written."""
+        chosen = self.settings.compress or self._compressor().settings
+        if chosen.min_fidelity is None and self.settings.min_accuracy is not None:
+            chosen = chosen.replace(min_fidelity=self.settings.min_accuracy)
+        if capped and chosen.on_low_fidelity == "finer":
+            chosen = chosen.replace(on_low_fidelity="raw")  # a cap leaves no room for more symbols
+        return chosen
+
+    def _floor(self, item: Item) -> float:
+        """The share of tokens that must read back right, or the text stays."""
+        if self.settings.min_accuracy is not None:
+            return self.settings.min_accuracy
+        if self.settings.compress is not None:
+            return self.settings.compress.floor
+        # A stored span is swapped without loading the compressor.
+        return 0.0 if item.stored else self._compressor().settings.floor
+
+    def _check_accuracy(self, item: Item) -> None:
+        if item.document is None or item.kept or item.raw or not (floor := self._floor(item)):
             return
         accuracy = token_accuracy(item.document)
         if accuracy is None:
             item.raw, item.reason = True, "accuracy not measured"
-        elif accuracy < self.settings.min_accuracy:
+        elif accuracy < floor:
             item.raw, item.reason = True, "low accuracy"
 
-    def _record(self, item: _Item, action: Action) -> dict[str, Flat]:
+    def _record(self, item: Item, action: Action) -> dict[str, Flat]:
         if item.kept:
             return record_of(item.chunk.metadata)
         record: dict[str, Flat] = {ACTION: "raw" if item.raw else action, N_TOKENS: item.n_tokens}
@@ -316,35 +360,3 @@ class Exchange:
         if self.settings.keep_text and not item.raw and action != "indexed":
             record[TEXT] = item.chunk.text
         return record
-
-
-def _digest(text: str) -> str:
-    return sha256(utf8_bytes(text)).hexdigest()
-
-
-def _is_written(text: str, found: ZDocument) -> bool:
-    """Whether the text is a run of the very symbols that a span vouches for, and nothing else."""
-    writer = ZVocabulary(codec=found.codec, depth=found.depth, size=found.size)
-    return f" {' '.join(text.split())} " in f" {writer.render(found.symbols)} "
-
-
-def _is_open(item: _Item) -> bool:
-    return item.document is None and not item.raw and not item.kept
-
-
-def _symbols_in(vocabulary: ZVocabulary, item: _Item) -> list[object]:
-    """The symbols of a text that already holds some."""
-    parts = vocabulary.split(item.text)
-    return [code for part in parts if not isinstance(part, str) for code in part]
-
-
-def _shares(n_tokens: Sequence[int], budget: int) -> list[int]:
-    """A budget split in proportion to lengths: at least one each, never more than the budget."""
-    rest = budget - len(n_tokens)
-    total = sum(n_tokens)
-    shares: list[int] = []
-    at = 0
-    for n in n_tokens:
-        shares.append(1 + (at + n) * rest // total - at * rest // total)
-        at += n
-    return shares

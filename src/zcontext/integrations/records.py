@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from zcontext.budget import RATIOS
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
 from zcontext.spans import ZDocument
@@ -31,7 +32,7 @@ TEXT: Final = PREFIX + "text"
 """The source text, where `keep_text` asks for it."""
 KEYS: Final = (SPAN, ACTION, REASON, CODEC, N_TOKENS, N_SYMBOLS, ACCURACY, TEXT)
 
-Action = Literal["indexed", "swapped", "compressed", "raw"]
+Action = Literal["indexed", "swapped", "compressed", "raw", "dropped"]
 Policy = Literal["refuse", "escape", "drop", "keep"]
 Flat = str | int | float
 
@@ -55,6 +56,9 @@ class ExchangeSettings:
     Args:
         ratio: Tokens per symbol.
         max_symbols: Most symbols of one whole list of chunks, instead of a ratio.
+        max_tokens: Most positions of one whole list of chunks when they are swapped: the best
+            stay text, others become symbols, and those without room are dropped. `ratio` is then
+            the lowest that symbols are planned at. Texts are indexed as without it.
         min_tokens: Shorter chunks stay text.
         min_accuracy: Chunks that read back worse than this share of tokens stay text.
         on_symbols: What to do with source text that spells symbols: "refuse" raises, "escape"
@@ -68,6 +72,7 @@ class ExchangeSettings:
 
     ratio: float | None = None
     max_symbols: int | None = None
+    max_tokens: int | None = None
     min_tokens: int = 32
     min_accuracy: float | None = None
     on_symbols: Policy = "refuse"
@@ -76,6 +81,8 @@ class ExchangeSettings:
 
     def __post_init__(self) -> None:
         CompressSettings(ratio=self.ratio, max_symbols=self.max_symbols)  # checks both
+        if self.max_tokens is not None:
+            self._check_max_tokens()
         if type(self.min_tokens) is not int or self.min_tokens < 1:
             raise ConfigError(
                 f"min_tokens={self.min_tokens!r}: give an integer of 1 or more.",
@@ -95,6 +102,24 @@ class ExchangeSettings:
                 value=self.on_symbols,
             )
 
+    def _check_max_tokens(self) -> None:
+        wrong = type(self.max_tokens) is not int or (self.max_tokens or 0) < 1
+        if wrong or self.max_symbols is not None:
+            raise ConfigError(
+                f"max_tokens={self.max_tokens!r}: give an integer of 1 or more, and then no "
+                "max_symbols.",
+                field="max_tokens",
+                value=self.max_tokens,
+            )
+        (self.compress or CompressSettings()).replace(max_symbols=1)  # what a plan will ask for
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Ratios at which `max_tokens` plans symbols."""
+        if self.ratio is None:
+            return RATIOS
+        return (self.ratio, *(ratio for ratio in RATIOS if ratio > self.ratio))
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -104,11 +129,13 @@ class Chunk:
         text: Its text, without metadata.
         metadata: Its metadata; only our own keys are looked at.
         label: How to name it in messages, such as "document 2 (id='a7')".
+        score: Its relevance, the higher the better; None if unknown.
     """
 
     text: str
     metadata: Mapping[Any, Any]
     label: str
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,9 +174,9 @@ class AutoencodeStage:
         data, tokens = self.config.data, text_tokenizer(self.model.tokenizer)
         rows: list[list[int]] = []
         for text in read_texts(str(data.dev)):
-            ids = list(tokens.ids(text))
-            if len(ids) >= data.dev_window:
-                rows.append(ids[: data.dev_window])
+            row = list(tokens.ids(text))[: data.dev_window]
+            if len(row) == data.dev_window:
+                rows.append(row)
             if len(rows) == data.dev_windows:
                 break
         if not rows:

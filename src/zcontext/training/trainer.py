@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -176,7 +176,7 @@ class Trainer:
             output = self._one_step()
             self.step += 1
             last = self.step == config.steps
-            overtime = config.minutes > 0 and time.monotonic() - started > 60 * config.minutes
+            overtime = self._is_over(started)
             if self.step % config.log_every == 0 or last:
                 self._log(output, seconds=time.monotonic() - seconds)
             if self.step % config.evaluate_every == 0 or last or overtime:
@@ -189,6 +189,15 @@ class Trainer:
             self._board.close()
             self._board = None
         return health
+
+    def _is_over(self, started: float) -> bool:
+        """Whether the minutes are over, by the clock of the first process."""
+        minutes = self.run_config.minutes
+        if minutes <= 0:
+            return False
+        over = torch.tensor([time.monotonic() - started > 60 * minutes], dtype=torch.float32)
+        over = broadcast(over.to(self.accelerator.device))
+        return bool(over.item())
 
     def _one_step(self) -> StepOutput:
         step, config = self.step, self.config

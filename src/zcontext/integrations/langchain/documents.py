@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,8 @@ from zcontext.integrations.langchain.watching import watch
 from zcontext.vocabulary import ZVocabulary
 
 _NAME = "ZContextCompressor"
+_SCORES = ("relevance_score", "query_similarity_score")
+"""Metadata in which LangChain's rerankers and filters say how relevant a document is."""
 
 
 class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
@@ -39,7 +42,8 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     `compress_documents` puts symbols in place of texts (for `ContextualCompressionRetriever` and
     `DocumentCompressorPipeline`); `transform_documents` leaves texts and writes the symbols into
     metadata, so that nothing has to be compressed when the documents are retrieved. One document
-    in, one out, in order; ids and metadata are kept, the documents given are not changed.
+    in, one out, in order (unless `max_tokens` leaves some out); ids and metadata are kept, the
+    documents given are not changed.
 
     Args:
         model: Folder or name of a bundle (loaded when something has to be compressed), a
@@ -47,6 +51,9 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         ratio: Tokens per symbol; the compressor's own default if neither this nor `max_symbols`
             is given.
         max_symbols: Most symbols of one whole result list, instead of a ratio.
+        max_tokens: Most positions of one whole result list: the most relevant documents stay
+            text, others become symbols at a ratio of `ratio` or more, those without room are left
+            out. Relevance is what rerankers write into metadata, else the order of the list.
         min_tokens: Shorter documents stay text.
         min_accuracy: Documents that read back worse than this share of tokens stay text.
         on_symbols: What to do with text that spells symbols: "refuse", "escape", "drop", or
@@ -64,6 +71,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     model: Any
     ratio: float | None = None
     max_symbols: int | None = None
+    max_tokens: int | None = None
     min_tokens: int = 32
     min_accuracy: float | None = None
     on_symbols: Policy = "refuse"
@@ -79,6 +87,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         self._options = ExchangeSettings(
             ratio=self.ratio,
             max_symbols=self.max_symbols,
+            max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,
             min_accuracy=self.min_accuracy,
             on_symbols=self.on_symbols,
@@ -103,7 +112,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
             callbacks: Told of the run as of a chain.
 
         Returns:
-            One document for each, in order.
+            One document for each, in order, less those that `max_tokens` has no room for.
 
         Raises:
             ZContextError: if a document spells symbols, is not valid Unicode, holds symbols of
@@ -122,7 +131,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
             callbacks: Told of the run as of a chain.
 
         Returns:
-            One document for each, in order.
+            One document for each, in order, less those that `max_tokens` has no room for.
         """
         return await self._arun(documents, callbacks, query=query)
 
@@ -168,7 +177,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         except BaseException as error:
             run.on_chain_error(error)
             raise
-        run.on_chain_end(_summary(result))
+        run.on_chain_end(_summary(documents, result))
         return result
 
     async def _arun(
@@ -181,7 +190,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         except BaseException as error:
             await run.on_chain_error(error)
             raise
-        await run.on_chain_end(_summary(result))
+        await run.on_chain_end(_summary(documents, result))
         return result
 
     def _exchange(self, documents: Sequence[Document], *, index: bool) -> list[Document]:
@@ -191,7 +200,12 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
             self._engine.vocabulary, compressor=self._engine.compressor, settings=self._options
         )
         chunks = [
-            Chunk(document.page_content, document.metadata, _label(position, document))
+            Chunk(
+                document.page_content,
+                document.metadata,
+                _label(position, document),
+                score=_score(document),
+            )
             for position, document in enumerate(documents)
         ]
         exchanged = exchange.index(chunks) if index else exchange.swap(chunks)
@@ -200,6 +214,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
                 update={"page_content": item.text, "metadata": item.metadata(document.metadata)}
             )
             for document, item in zip(documents, exchanged, strict=True)
+            if item.record.get(ACTION) != "dropped"
         ]
 
 
@@ -207,16 +222,26 @@ def _label(position: int, document: Document) -> str:
     return f"document {position}" + (f" (id={document.id!r})" if document.id else "")
 
 
+def _score(document: Document) -> float | None:
+    """What a reranker or an embeddings filter of LangChain's made of a document."""
+    for key in _SCORES:
+        if key in document.metadata:
+            with suppress(TypeError, ValueError):
+                return float(document.metadata[key])  # numpy's numbers too
+    return None
+
+
 def _inputs(documents: Sequence[Document], query: str | None) -> dict[str, Any]:
     inputs: dict[str, Any] = {"documents": list(documents)}
     return inputs if query is None else {**inputs, "query": query}
 
 
-def _summary(documents: Sequence[Document]) -> dict[str, Any]:
+def _summary(given: Sequence[Document], documents: Sequence[Document]) -> dict[str, Any]:
     """What a trace shows of a run."""
     records = [document.metadata for document in documents]
     return {
         "documents": list(documents),
+        "n_dropped": len(given) - len(documents),
         "actions": dict(Counter(record.get(ACTION, "kept") for record in records)),
         "n_tokens": sum(record.get(N_TOKENS, 0) for record in records),
         "n_symbols": sum(record.get(N_SYMBOLS, 0) for record in records),

@@ -1,7 +1,8 @@
 """Nodes and their spans: `ZContextPostprocessor` at query time, `ZContextTransform` at index time.
 
 One node in, one node out, in order: a copy with the same id, score, relationships and metadata.
-The record of what was done is flat metadata that neither the LLM nor the embedder is shown.
+The record of what was done is flat metadata that neither the LLM nor the embedder is shown. Only a
+budget of `max_tokens` leaves nodes out.
 
 What it does not know: when text becomes symbols and when it stays text (`exchange` does), and who
 reads the nodes afterwards.
@@ -28,6 +29,7 @@ from zcontext.config import CompressSettings
 from zcontext.errors import SymbolCollisionError
 from zcontext.integrations.engines import Engine, in_thread
 from zcontext.integrations.exchange import (
+    ACTION,
     Chunk,
     Exchange,
     Exchanged,
@@ -53,6 +55,8 @@ class ZContextPostprocessor(BaseNodePostprocessor):
             `ZLanguageModel`, or any `SupportsCompress`.
         ratio: Tokens per symbol.
         max_symbols: Most symbols of one whole result list, instead of a ratio.
+        max_tokens: Most positions of one whole result list: the nodes that score best stay text,
+            others become symbols at a ratio of `ratio` or more, those without room are left out.
         min_tokens: Shorter nodes stay text.
         min_accuracy: Nodes that read back worse than this share of tokens stay text.
         on_symbols: What to do with text that spells symbols: "refuse", "escape", "drop", "keep".
@@ -75,6 +79,7 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         *,
         ratio: float | None = None,
         max_symbols: int | None = None,
+        max_tokens: int | None = None,
         min_tokens: int = 32,
         min_accuracy: float | None = None,
         on_symbols: Policy = "refuse",
@@ -85,6 +90,7 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         settings = ExchangeSettings(
             ratio=ratio,
             max_symbols=max_symbols,
+            max_tokens=max_tokens,
             min_tokens=min_tokens,
             min_accuracy=min_accuracy,
             on_symbols=on_symbols,
@@ -112,10 +118,12 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         if query_bundle is not None:
             _check_query(query_bundle.query_str, self._engine.vocabulary, self.settings.on_symbols)
         exchange = _exchange(self._engine, self.settings)
-        changed = exchange.swap(_chunks([scored.node for scored in nodes]))
+        scores = [scored.score for scored in nodes]
+        changed = exchange.swap(_chunks([scored.node for scored in nodes], scores=scores))
         return [
             NodeWithScore(node=_copy(scored.node, new, exchange), score=scored.score)
             for scored, new in zip(nodes, changed, strict=True)
+            if new.record.get(ACTION) != "dropped"
         ]
 
     async def _apostprocess_nodes(
@@ -207,12 +215,15 @@ def _exchange(engine: Engine, settings: ExchangeSettings) -> Exchange:
     return Exchange(engine.vocabulary, compressor=engine.compressor, settings=settings)
 
 
-def _chunks(nodes: Sequence[BaseNode]) -> list[Chunk]:
+def _chunks(
+    nodes: Sequence[BaseNode], *, scores: Sequence[float | None] | None = None
+) -> list[Chunk]:
     return [
         Chunk(
             text=node.get_content(MetadataMode.NONE),
             metadata=node.metadata,
             label=f"node {at} (id={node.node_id!r})",
+            score=scores[at] if scores else None,
         )
         for at, node in enumerate(nodes)
     ]

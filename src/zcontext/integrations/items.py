@@ -1,0 +1,95 @@
+"""A chunk on its way through an exchange, and what can be told of one without compressing it.
+
+Framework-free and free of torch. What it does not know: what becomes of the chunk; `exchange`
+decides that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from zcontext.integrations.records import Chunk, Policy
+from zcontext.spans import ZDocument
+from zcontext.vocabulary import ZVocabulary, utf8_bytes
+
+
+@dataclass(slots=True)
+class Item:
+    """What was found of a chunk, then what was decided."""
+
+    chunk: Chunk
+    text: str
+    document: ZDocument | None = None
+    n_tokens: int = 0
+    stored: bool = False  # the document was found, not written now
+    kept: bool = False  # the text already is symbols
+    raw: bool = False  # the text stays
+    reason: str = ""
+    settled: bool = False  # no symbols but those that are there will do
+    dropped: bool = False  # a budget has no room for it
+
+    @property
+    def is_open(self) -> bool:
+        """Whether symbols have to be written for it."""
+        return self.document is None and not self.raw and not self.kept
+
+
+def guarded(vocabulary: ZVocabulary, text: str, *, policy: Policy) -> str:
+    """Text of unknown origin, made safe to stand in a prompt.
+
+    Args:
+        vocabulary: Of the codec in use.
+        text: The text.
+        policy: "keep" lets well-formed symbols of this codec pass; the rest as in
+            `ZVocabulary.guard`.
+
+    Returns:
+        The text, unchanged unless the policy is "escape" or "drop".
+
+    Raises:
+        SymbolCollisionError: if it spells symbols and the policy is "refuse".
+        VocabularyError: if it is not valid Unicode, or the policy is "keep" and what it spells is
+            malformed.
+        CodecMismatchError: if the policy is "keep" and it holds symbols of another codec.
+    """
+    utf8_bytes(text)
+    if policy == "keep":
+        vocabulary.split(text)
+        return text
+    return vocabulary.guard(text, on_symbols=policy)
+
+
+def digest(text: str) -> str:
+    """What a document names its source by."""
+    return sha256(utf8_bytes(text)).hexdigest()
+
+
+def is_written(text: str, found: ZDocument) -> bool:
+    """Whether the text is a run of the very symbols that a span vouches for, and nothing else."""
+    writer = ZVocabulary(codec=found.codec, depth=found.depth, size=found.size)
+    return f" {' '.join(text.split())} " in f" {writer.render(found.symbols)} "
+
+
+def n_symbols_in(vocabulary: ZVocabulary, text: str) -> int:
+    """The symbols of a text that already holds some."""
+    return sum(len(part) for part in vocabulary.split(text) if not isinstance(part, str))
+
+
+def n_positions_of(vocabulary: ZVocabulary, text: str, *, count: Callable[[str], int]) -> int:
+    """Positions of a text, mixed with symbols or not, read by itself."""
+    texts = [part for part in vocabulary.split(text) if isinstance(part, str) and part.strip()]
+    return n_symbols_in(vocabulary, text) + sum(map(count, texts))
+
+
+def shares(n_tokens: Sequence[int], budget: int) -> list[int]:
+    """A budget split in proportion to lengths: at least one each, never more than the budget."""
+    rest = budget - len(n_tokens)
+    total = sum(n_tokens)
+    result: list[int] = []
+    at = 0
+    for n in n_tokens:
+        result.append(1 + (at + n) * rest // total - at * rest // total)
+        at += n
+    return result

@@ -20,6 +20,7 @@ from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, Tra
 from zcontext.training.data import Corpus, WindowSampler, build_batch, read_texts, write_shards
 from zcontext.training.objective import Autoencode, AutoencodeConfig, base_surprisal, restore_loss
 from zcontext.training.questions import UNKNOWN, read_questions
+from zcontext.training.run import settings_of
 from zcontext.training.stages import AutoencodeStage
 from zcontext.training.trainer import CHECKPOINT, Trainer, learning_rate_factor
 
@@ -299,3 +300,14 @@ def test_a_training_file_with_an_unknown_setting_is_refused(tmp_path: Path) -> N
         TrainConfig.load(path)
     path.write_text("[run]\nsteps = 3\n")
     assert TrainConfig.load(path, run__seed=4).run.seed == 4
+
+
+def test_a_manifest_holds_no_path_of_the_machine_it_was_made_on() -> None:
+    config = TrainConfig(
+        run=RunConfig(out="/home/me/runs/x", start="/home/me/bundles/y"),
+        data=DataConfig(shards=("/data/shards",), dev="/data/dev.jsonl"),
+    )
+    tables = settings_of(config)
+    assert "/" not in json.dumps(tables)
+    assert tables["data"]["shards"] == ["shards"]
+    assert tables["run"]["start"] == "y"

@@ -28,7 +28,8 @@ class AutoencodeConfig:
     """Settings of the stage.
 
     Attributes:
-        discrete_from: Step from which symbols are quantised; continuous before.
+        discrete_from: Step from which symbols are quantised; continuous before. The codebook is
+            started at that very step, so -1 goes on with the codebook of a bundle.
         fit_latents: Latents that the codebook is started from then.
         distortion_weight: Weight of the quantisation error.
         surprisal_weight: Weight of the surprisal head's error.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from zcontext.bundle import fill, read_manifest, read_parts, save_bundle
@@ -58,6 +59,30 @@ def build_stage(model: ZLanguageModel, config: TrainConfig) -> Stage:
     return AutoencodeStage(model, config)
 
 
+def settings_of(config: TrainConfig) -> dict[str, Any]:
+    """What a bundle's manifest says of its run: every setting, files by their last name only.
+
+    Args:
+        config: The run's settings.
+
+    Returns:
+        JSON-ready tables.
+    """
+    tables = dataclasses.asdict(config)
+    for table, name in (
+        *(("run", name) for name in ("out", "bundle", "start")),
+        *(("data", name) for name in ("shards", "dev")),
+        ("read", "questions"),
+        ("base", "name"),
+    ):
+        value = tables[table][name]
+        if isinstance(value, str):
+            tables[table][name] = Path(value).name
+        elif value is not None:
+            tables[table][name] = [Path(item).name for item in value]
+    return tables
+
+
 def train(
     config: TrainConfig, *, on_log: Callable[[dict[str, float]], None] | None = None
 ) -> dict[str, Any]:
@@ -77,7 +102,5 @@ def train(
     stage.finish()
     facts = {"stage": config.run.stage, "steps": trainer.step, "figures": figures}
     if trainer.accelerator.is_main_process:
-        save_bundle(
-            model, config.run.bundle, training=facts | {"config": dataclasses.asdict(config)}
-        )
+        save_bundle(model, config.run.bundle, training=facts | {"config": settings_of(config)})
     return {**facts, "bundle": config.run.bundle}

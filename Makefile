@@ -76,6 +76,10 @@ format: $(DEVELOPMENT) ## Format and sort imports in place
 docs-cli: $(DEVELOPMENT) ## Write the command-line page of the docs from the program itself
 	$(CLI_DOCS)
 
+.PHONY: notebooks
+notebooks: $(DEVELOPMENT) ## Run the notebooks with the shipped bundle and keep what they show
+	$(BIN)/python scripts/run_notebooks.py
+
 .PHONY: train-smoke
 train-smoke: $(DEVELOPMENT) ## A few training steps on a tiny corpus, to see that the path holds
 	$(BIN)/zcontext prepare examples/documents --out runs/smoke/shards

@@ -25,7 +25,7 @@ from zcontext.config import ROLES, CodecConfig, from_table
 from zcontext.errors import BundleError, ConfigError, UnsupportedBaseError
 from zcontext.loading import load_base
 from zcontext.model import ZLanguageModel
-from zcontext.sealing import PARTS, part_state
+from zcontext.sealing import PARTS, codebook_state, part_state
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -282,7 +282,7 @@ def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:
     for part, state in parts.items():
         try:
             if part == "codebook":
-                model.codebook.load_state_dict({n: t.float() for n, t in state.items()})
+                model.codebook.load_state_dict(codebook_state(state))
             else:
                 model.adapters.load(part, state)  # type: ignore[arg-type]
         except (RuntimeError, UnsupportedBaseError) as error:

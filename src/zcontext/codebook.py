@@ -1,24 +1,38 @@
 """The codebook: hidden states in, codes out, embeddings back.
 
 It holds everything learned that belongs to symbols and not to an adapter: the residual stages of
-codes, the slot's input vector, the pooling that starts a latent from its segment's own token
-embeddings (the warm start), and the head that estimates surprisal at the writer's exit layer.
+codes (with a table each, or one for all), the slot's input vector, the pooling that starts a
+latent from its segment's own token embeddings (the warm start), and the head that estimates
+surprisal at the writer's exit layer.
 What it does not know: the base model, text, windows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zcontext.config import CodecConfig
-from zcontext.relaxation import NearestCode, Quantiser, squared_distances
+from zcontext.relaxation import NearestCode, Quantiser
 from zcontext.segmentation import segment_of
 
 N_PLACES = 16
 """Places inside a segment that pooling can weigh apart (first to last, evenly)."""
+
+START_LOUDNESS = 1.8
+"""How much louder than text a symbol's first code starts: readers trained from 1 wanted 1.5."""
+
+FALLING = 0.9
+"""Loudness of a code over that of the one before it. Codes stand in the order of the text, and the
+loudest is the first that a reader should say."""
+
+SILENT = 0
+"""The code of a shared table that adds nothing: the symbol is said already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +48,23 @@ class Quantised:
     embeddings: Tensor
     codes: Tensor
     distortion: Tensor
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_full_precision(
+    method: Callable[Concatenate[Codebook, Tensor, P], T],
+) -> Callable[Concatenate[Codebook, Tensor, P], T]:
+    """Keep autocast out: 8 bits of mantissa choose other codes than inference does."""
+
+    @wraps(method)
+    def kept(self: Codebook, first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.autocast(first.device.type, enabled=False):
+            return method(self, first, *args, **kwargs)
+
+    return kept
 
 
 def unit_rms(states: Tensor) -> Tensor:
@@ -75,14 +106,21 @@ class Codebook(nn.Module):
         scale = float((table - mean).std())
         self.config = config
         self.register_buffer("mean_embedding", mean)
+        # What a reader hears is offset + sum of loudness * row: codes are compared with latents in
+        # the units of token embeddings, whatever loudness the reader comes to want.
         # Random rows, each stage finer than the one before: equal rows would tie every choice.
-        noise = torch.randn(config.depth, config.size, hidden_size, generator=generator)
-        shrink = scale * 0.7 ** torch.arange(config.depth).view(-1, 1, 1)
+        n_tables = 1 if config.shared else config.depth
+        noise = torch.randn(n_tables, config.size, hidden_size, generator=generator)
+        shrink = scale * 0.7 ** torch.arange(n_tables).view(-1, 1, 1)
         self.rows = nn.Parameter(noise * shrink)
+        if config.shared:
+            self.rows.data[0, SILENT] = 0.0
         self.offset = nn.Parameter(mean.clone())
         self.slot = nn.Parameter(torch.randn(hidden_size, generator=generator) * scale)
         self.place_logits = nn.Parameter(torch.zeros(N_PLACES))
-        self.gain = nn.Parameter(torch.ones(()))
+        falling = FALLING if config.shared else 1.0
+        loudness = START_LOUDNESS * falling ** torch.arange(config.depth).float()
+        self.loudness = nn.Parameter(loudness.unsqueeze(-1).repeat(1, hidden_size))
         # States are large and alike beside embeddings. Unscaled, a few steps of Adam made the
         # correction 18 times the warm start, and the reader learned to ignore every symbol.
         self.correction_scale = scale / hidden_size**0.5
@@ -94,27 +132,13 @@ class Codebook(nn.Module):
         self.surprise = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.surprise.weight)
         nn.init.constant_(self.surprise.bias, config.mean_surprisal)
-        self.register_buffer("usage", torch.ones(config.depth, config.size), persistent=False)
-
-    @torch.no_grad()
-    def centre(self, token_embeddings: Tensor, counts: Tensor) -> None:
-        """Measure deviations from the mean embedding of text instead of that of the vocabulary.
-
-        Common tokens share a large component (70 % of their deviation's norm in SmolLM2), which
-        otherwise makes half of a latent's variance and says only how long its segment is.
-
-        Args:
-            token_embeddings: Table of the base, `[vocab, hidden]`.
-            counts: How often each token occurs in text, `[at most vocab]`.
-        """
-        share = (counts / counts.sum()).to(self.mean_embedding)
-        table = token_embeddings.detach()[: len(share)].to(self.mean_embedding)
-        self.mean_embedding.copy_(share @ table)
+        self.register_buffer("usage", torch.ones(n_tables, config.size), persistent=False)
 
     # -- from tokens to latents ---------------------------------------------------------------
 
+    @_in_full_precision
     def pool(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        """One vector a segment: its token embeddings, summed at unit variance.
+        """One vector a segment: the sum of what sets its tokens apart from the mean of text.
 
         Args:
             tokens: Token embeddings, `[batch, n, hidden]`.
@@ -137,8 +161,8 @@ class Codebook(nn.Module):
         segments = torch.arange(k, device=tokens.device).unsqueeze(-1)
         share = weight.unsqueeze(1) * (owner.unsqueeze(1) == segments)
         share = share / share.sum(-1, keepdim=True).clamp_min(1e-6)
-        pooled = (share * length.sqrt().unsqueeze(-1)) @ (tokens.float() - self.mean_embedding)
-        summed: Tensor = self.mean_embedding + self.gain * pooled
+        pooled = (share * length.unsqueeze(-1)) @ (tokens.float() - self.mean_embedding)
+        summed: Tensor = self.mean_embedding + pooled
         return summed
 
     def slot_inputs(self, pooled: Tensor) -> Tensor:
@@ -152,6 +176,7 @@ class Codebook(nn.Module):
         """
         return pooled + self.slot
 
+    @_in_full_precision
     def latents(self, pooled: Tensor, hidden: Tensor) -> Tensor:
         """The warm start plus the writer's learned correction.
 
@@ -163,9 +188,10 @@ class Codebook(nn.Module):
             `[batch, k, hidden]`.
         """
         correction: Tensor = self.to_latent(unit_rms(hidden))
-        latents: Tensor = pooled + self.correction_scale * correction
+        latents: Tensor = pooled.float() + self.correction_scale * correction
         return latents
 
+    @_in_full_precision
     def surprisal(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Estimated surprisal of each token at the writer's exit layer.
 
@@ -187,6 +213,7 @@ class Codebook(nn.Module):
 
     # -- quantising -----------------------------------------------------------------------------
 
+    @_in_full_precision
     def quantise(
         self,
         latents: Tensor,
@@ -194,38 +221,115 @@ class Codebook(nn.Module):
         depth: int | None = None,
         quantiser: Quantiser | None = None,
         generator: torch.Generator | None = None,
+        tokens: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> Quantised:
         """Write latents as codes, stage by stage, each stage coding what the ones before left.
 
         Args:
             latents: `[..., hidden]`.
-            depth: Stages used; None means all. A prefix is a valid, coarser symbol.
+            depth: Stages used; None means all.
             quantiser: Choice rule; None means the nearest code.
             generator: Noise for a stochastic quantiser while training.
+            tokens: Embeddings of the text, `[batch, n, hidden]`, and with them
+            ends: last token of every segment, `[batch, k]`: codes of a shared table are then put
+                in the order in which the text says them, which their loudness tells the reader.
 
         Returns:
             Embeddings, codes and distortion.
         """
         choose = quantiser or NearestCode()
-        latents = latents.float()
-        residual = latents - self.offset
-        total = self.offset.expand_as(latents)
-        codes = []
-        for stage in range(depth or self.config.depth):
-            row, code = choose(residual, self.rows[stage], generator=generator)
-            total = total + row
-            residual = residual - row.detach()
-            codes.append(code)
-        spread = (latents.detach() - latents.detach().mean(dim=-2, keepdim=True)).square().mean()
-        error = (latents - total.detach()).square().mean()
-        pull = (latents.detach() - total).square().mean()
-        distortion = (error + pull) / spread.clamp_min(1e-8)
+        wanted = latents.float() - self.mean_embedding
+        depth = depth or self.config.depth
         if choose.copies_gradient:
-            total = total + (latents - latents.detach())
-        return Quantised(total, torch.stack(codes, dim=-1), distortion)
+            codes, rows = self._choose(wanted.detach(), depth, choose), None
+        else:
+            rows, codes = self._relaxed(wanted, depth, choose, generator)
+        if self.config.shared and tokens is not None and ends is not None:
+            order = self._order(codes, tokens, ends)
+            codes = codes.gather(-1, order)
+            if rows is not None:
+                rows = rows.gather(-2, order.unsqueeze(-1).expand_as(rows))
+        rows = self._rows_of(codes) if rows is None else rows
+        said = rows.sum(-2)
+        spread = (wanted.detach() - wanted.detach().mean(dim=-2, keepdim=True)).square().mean()
+        error = (wanted - said.detach()).square().mean()
+        pull = (wanted.detach() - said).square().mean()
+        distortion = (error + pull) / spread.clamp_min(1e-8)
+        embeddings = self._heard(rows)
+        if choose.copies_gradient:
+            embeddings = embeddings + self.loudness.mean(0) * (wanted - wanted.detach())
+        return Quantised(embeddings, codes, distortion)
+
+    def unquantised(self, latents: Tensor) -> Tensor:
+        """What a reader would be given if latents needed no codes: training starts with it.
+
+        Args:
+            latents: `[..., hidden]`.
+
+        Returns:
+            `[..., hidden]`.
+        """
+        return self.offset + self.loudness.mean(0) * (latents.float() - self.mean_embedding)
+
+    @torch.no_grad()
+    def said(self, latents: Tensor) -> Tensor:
+        """The part of latents that their nearest codes say, from the mean of text.
+
+        Args:
+            latents: `[..., hidden]`.
+
+        Returns:
+            Sum of rows, `[..., hidden]`.
+        """
+        codes = self._choose(latents - self.mean_embedding, self.config.depth, NearestCode())
+        return self._rows_of(codes).sum(-2)
+
+    @torch.no_grad()
+    def _choose(self, residual: Tensor, depth: int, choose: Quantiser) -> Tensor:
+        """Codes `[..., depth]` of residuals, without a gradient."""
+        left, codes = residual.clone(), []
+        for stage in range(depth):
+            row, code = choose(left, self.table(stage))
+            codes.append(code)
+            if self.config.shared:
+                heard = code != SILENT
+                if not bool(heard.any()):  # the residual stays, so every later stage is silent
+                    codes += [code] * (depth - stage - 1)
+                    break
+                row = row * heard.unsqueeze(-1)
+            left -= row
+        return torch.stack(codes, dim=-1)
+
+    def _relaxed(
+        self, residual: Tensor, depth: int, choose: Quantiser, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows `[..., depth, hidden]` and codes of a choice that carries its own gradient."""
+        rows, codes = [], []
+        for stage in range(depth):
+            row, code = choose(residual, self.table(stage), generator=generator)
+            if self.config.shared:
+                row = row * (code != SILENT).unsqueeze(-1)
+            residual = residual - row.detach()
+            rows.append(row)
+            codes.append(code)
+        return torch.stack(rows, dim=-2), torch.stack(codes, dim=-1)
+
+    @torch.no_grad()
+    def _order(self, codes: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """Order of codes by the token of the segment that each is nearest to, silence last."""
+        deviation = tokens.float() - self.mean_embedding
+        n = deviation.shape[1]
+        rows = self._rows_of(codes)
+        near = 2 * torch.einsum("bkdh,bnh->bkdn", rows, deviation)
+        near = near - deviation.square().sum(-1)[:, None, None, :]
+        segments = torch.arange(ends.shape[1], device=ends.device).view(1, -1, 1)
+        outside = segment_of(ends, n).unsqueeze(1) != segments
+        place = near.masked_fill(outside.unsqueeze(2), -torch.inf).argmax(-1)
+        return torch.argsort(place.masked_fill(codes == SILENT, n), dim=-1, stable=True)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """What a reader is given for codes: the sum of their rows.
+        """What a reader is given for codes: the sum of their rows, each at its stage's loudness.
 
         Args:
             codes: int64 `[..., depth]`, any depth up to the codec's.
@@ -233,81 +337,32 @@ class Codebook(nn.Module):
         Returns:
             `[..., hidden]`.
         """
-        total = self.offset.expand(*codes.shape[:-1], -1)
-        for stage in range(codes.shape[-1]):
-            total = total + nn.functional.embedding(codes[..., stage], self.rows[stage])
-        return total
+        return self._heard(self._rows_of(codes))
 
-    # -- keeping codes alive --------------------------------------------------------------------
+    def _heard(self, rows: Tensor) -> Tensor:
+        """Sum of rows `[..., depth, hidden]` as a reader hears it, `[..., hidden]`."""
+        summed: Tensor = self.offset + (rows * self.loudness[: rows.shape[-2]]).sum(-2)
+        return summed
 
-    @torch.no_grad()
-    def record_usage(self, codes: Tensor, *, decay: float = 0.98) -> None:
-        """Update the running count of how often each code is chosen.
+    def _rows_of(self, codes: Tensor) -> Tensor:
+        """Rows of codes, `[..., depth, hidden]`; nothing for silence."""
+        # One lookup for all stages: each would make a gradient as large as the table.
+        flat = codes
+        if not self.config.shared:
+            stages = torch.arange(codes.shape[-1], device=codes.device)
+            flat = codes + stages * self.config.size
+        rows = nn.functional.embedding(flat, self.rows.flatten(0, 1))
+        if self.config.shared:
+            rows = rows * (codes != SILENT).unsqueeze(-1)
+        return rows
 
-        Args:
-            codes: int64 `[..., depth]`, any depth.
-            decay: Weight of the past.
-        """
-        flat = codes.reshape(-1, codes.shape[-1])
-        for stage in range(flat.shape[1]):
-            count = torch.bincount(flat[:, stage], minlength=self.config.size)
-            self.usage[stage].mul_(decay).add_(count.to(self.usage), alpha=1 - decay)
-
-    @torch.no_grad()
-    def restart_dead(
-        self, latents: Tensor, *, generator: torch.Generator, threshold: float = 0.03
-    ) -> int:
-        """Put codes that are hardly used onto residuals of latents seen now.
+    def table(self, stage: int) -> Tensor:
+        """The rows that a stage chooses from.
 
         Args:
-            latents: Recent latents, `[m, hidden]`.
-            generator: CPU generator that picks the residuals.
-            threshold: Share of the mean usage under which a code counts as dead.
+            stage: 0 to depth - 1.
 
         Returns:
-            How many codes were restarted.
+            `[size, hidden]`.
         """
-        residual = latents.float() - self.offset
-        restarted = 0
-        for stage in range(self.config.depth):
-            mean = self.usage[stage].mean()
-            dead = (self.usage[stage] < threshold * mean).nonzero().squeeze(-1)
-            pick = torch.randint(len(residual), (len(dead),), generator=generator).to(dead.device)
-            self.rows[stage, dead] = residual[pick]
-            self.usage[stage, dead] = mean
-            restarted += len(dead)
-            nearest = squared_distances(residual, self.rows[stage]).argmin(-1)
-            residual = residual - self.rows[stage][nearest]
-        return restarted
-
-    @torch.no_grad()
-    def fit(self, latents: Tensor, *, generator: torch.Generator, n_rounds: int = 8) -> list[float]:
-        """Start the stages from latents: residual k-means (Lloyd 1982), one stage after another.
-
-        Args:
-            latents: `[m, hidden]`; a few thousand at least.
-            generator: CPU generator of the starting points.
-            n_rounds: Lloyd rounds a stage.
-
-        Returns:
-            Share of the variance left after each stage.
-        """
-        points = latents.float()
-        self.offset.copy_(points.mean(0))
-        residual = points - self.offset
-        variance = residual.square().mean()
-        left = []
-        for stage in range(self.config.depth):
-            pick = torch.randperm(len(residual), generator=generator)[: self.config.size]
-            pick = pick.repeat(-(-self.config.size // len(pick)))[: self.config.size]
-            table = residual[pick.to(residual.device)].clone()
-            for _ in range(n_rounds):
-                nearest = squared_distances(residual, table).argmin(-1)
-                count = torch.bincount(nearest, minlength=len(table)).unsqueeze(-1)
-                summed = torch.zeros_like(table).index_add_(0, nearest, residual)
-                table = torch.where(count > 0, summed / count.clamp_min(1), table)
-            self.rows[stage] = table
-            residual = residual - table[squared_distances(residual, table).argmin(-1)]
-            left.append(float(residual.square().mean() / variance))
-        self.usage.fill_(1.0)
-        return left
+        return self.rows[0 if self.config.shared else stage]

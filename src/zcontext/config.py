@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from zcontext.errors import ConfigError
+from zcontext.fragile import check_protect
 
 MIN_RATIO = 1.0
 MAX_RATIO = 64.0
@@ -30,7 +31,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
 OnLowFidelity = Literal["keep", "raw", "finer"]
-Profile = Literal["legal", "default", "summary"]
+Profile = Literal["legal", "default", "summary", "sliding"]
 
 
 def _check(settings: object, field: str, fits: bool, wanted: str) -> None:
@@ -57,6 +58,8 @@ class CodecConfig:
         mean_surprisal: Calibrated mean surprisal of ordinary text, in bits per token.
         window: Longest window the codec was trained on, in tokens; what compression uses unless
             told otherwise.
+        shared: All stages choose from one table, started from the commonest tokens, and code 0
+            says nothing; otherwise every stage has a table of its own, started by k-means.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -70,6 +73,7 @@ class CodecConfig:
     quantiser: QuantiserName = "vq"
     mean_surprisal: float = 5.0
     window: int = DEFAULT_WINDOW
+    shared: bool = False
 
     def __post_init__(self) -> None:
         for field in ("depth", "size", "writer_layers", "lora_rank", "lora_alpha", "window"):
@@ -81,8 +85,9 @@ class CodecConfig:
         _check(self, "lora_alpha", self.lora_alpha >= 1, "at least 1")
         names = get_args(QuantiserName)
         _check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
-        _check(self, "mean_surprisal", self.mean_surprisal > 0, "a positive number of bits")
+        _check(self, "mean_surprisal", 0 < self.mean_surprisal <= 64, "in (0, 64] bits")
         _check(self, "window", _window_fits(self.window), WINDOW_RANGE)
+        _check(self, "shared", isinstance(self.shared, bool), "true or false")
 
     @property
     def bits_per_symbol(self) -> float:
@@ -115,6 +120,12 @@ class CompressSettings:
             adapters for frameworks). "finer" writes it again at half its ratio, down to 1, and
             then does as "raw"; it takes the codec's full depth whatever `depth` says, and the
             budget as a beginning.
+        protect: What is kept as text between symbols: "numbers", "names", "urls", "code",
+            "tables", "json", and patterns such as "re:ART-[0-9]+". Every token of it takes a
+            position of the budget.
+        question: What will be asked of the text. It stands in front of every window while the
+            writer reads, so that surprisal and codes follow it, and is not written. None, the
+            default, writes for any question.
 
     Raises:
         ConfigError: A value is out of its range, two budgets are given, or "finer" is to keep to
@@ -133,6 +144,8 @@ class CompressSettings:
     exact: bool = False
     min_fidelity: float | None = None
     on_low_fidelity: OnLowFidelity = "keep"
+    protect: tuple[str, ...] = ()
+    question: str | None = None
 
     def __post_init__(self) -> None:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -159,6 +172,9 @@ class CompressSettings:
         names = get_args(OnSymbols)
         _check(self, "on_symbols", self.on_symbols in names, f"one of {', '.join(names)}")
         _check(self, "max_tokens", self.max_tokens >= 1, "at least 1 token")
+        asked = self.question is None or (isinstance(self.question, str) and self.question.strip())
+        _check(self, "question", bool(asked), "None or a text that is not blank")
+        check_protect(self.protect)
         self._check_fidelity()
 
     def _check_fidelity(self) -> None:
@@ -253,6 +269,7 @@ PROFILES: dict[Profile, CompressSettings] = {
     "legal": CompressSettings(ratio=2.0, exact=True, min_fidelity=0.98, on_low_fidelity="finer"),
     "default": CompressSettings(ratio=DEFAULT_RATIO),
     "summary": CompressSettings(ratio=16.0),
+    "sliding": CompressSettings(ratio=DEFAULT_RATIO, window=1024, context=768),
 }
 
 
@@ -261,7 +278,9 @@ def profile(name: Profile) -> CompressSettings:
 
     "legal" loses nothing: low ratio, exact decompression, and the text instead of symbols wherever
     less than 98 in 100 tokens read back right. "default" is what compression does unless told
-    otherwise. "summary" is for the gist of much text: ratio 16, nothing measured.
+    otherwise. "summary" is for the gist of much text: ratio 16, nothing measured. "sliding" reads
+    windows of 1,024 tokens at a stride of 256, the setting of arXiv 2603.25340: each writes the
+    last 256 tokens and reads the 768 before them again (`WindowPlan.paper`).
 
     Args:
         name: One of them.

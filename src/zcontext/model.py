@@ -366,32 +366,33 @@ class ZLanguageModel:
         return hidden[:, k:]
 
     def quantise(
-        self, latents: Tensor, *, depth: int | None = None, quantiser: Quantiser | None = None
+        self,
+        latents: Tensor,
+        tokens: Tensor,
+        ends: Tensor,
+        *,
+        depth: int | None = None,
+        quantiser: Quantiser | None = None,
+        generator: torch.Generator | None = None,
     ) -> Quantised:
         """Latents to symbols. See `Codebook.quantise`.
 
         Args:
-            latents: `[..., hidden]`.
+            latents: `[batch, k, hidden]`.
+            tokens: Embeddings of the target, `[batch, n, hidden]`.
+            ends: Index in the target of each slot's last token, `[batch, k]`.
             depth: Codes per symbol.
             quantiser: Choice rule.
+            generator: Noise for a stochastic quantiser while training.
 
         Returns:
             Embeddings, codes and distortion.
         """
-        return self.codebook.quantise(latents, depth=depth, quantiser=quantiser)
-
-    # -- the decompressor's layout ----------------------------------------------------------------
-
-    @staticmethod
-    def spread_positions(n_symbols: int, n_tokens: int) -> Tensor:
-        """Positions of a span's symbols in front of its text, whose start token stands at 0.
-
-        Args:
-            n_symbols: Symbols of the span.
-            n_tokens: Tokens they stand for.
-
-        Returns:
-            int64 `[n_symbols]`, from 1 to `n_tokens`, not decreasing.
-        """
-        order = torch.arange(1, n_symbols + 1)
-        return (order * n_tokens // max(1, n_symbols)).clamp_min(1)
+        return self.codebook.quantise(
+            latents,
+            depth=depth,
+            quantiser=quantiser,
+            generator=generator,
+            tokens=tokens,
+            ends=ends,
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -41,3 +42,17 @@ class ReadState:
     mask: Tensor
     surprisal: Tensor
     cache: Any = field(repr=False)
+
+
+def spread_positions(n_symbols: int, n_tokens: int) -> Tensor:
+    """Positions of a span's symbols in front of its text, where the ends of segments are unknown.
+
+    Args:
+        n_symbols: Symbols of the span.
+        n_tokens: Tokens they stand for; the start token stands at position 0.
+
+    Returns:
+        int64 `[n_symbols]`, from 1 to `n_tokens`, not decreasing.
+    """
+    order = torch.arange(1, n_symbols + 1)
+    return (order * n_tokens // max(1, n_symbols)).clamp_min(1)

@@ -39,7 +39,35 @@ def part_state(codebook: Codebook, adapters: RoleAdapters, part: str) -> dict[st
     state: dict[str, Tensor] = (
         codebook.state_dict() if part == "codebook" else dict(adapters.named_parameters(part))  # type: ignore[arg-type]
     )
-    return {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
+    stored = {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
+    if part == "codebook":
+        stored["rows"], stored["row_scale"] = _in_bytes(codebook.rows.detach().cpu())
+    return stored
+
+
+def codebook_state(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a codebook loads, from what `part_state` gave for it.
+
+    Args:
+        stored: Tensors of the part.
+
+    Returns:
+        Name to float32 tensor.
+    """
+    state = {n: t.float() for n, t in stored.items() if n != "row_scale"}
+    if "row_scale" in stored:
+        state["rows"] = stored["rows"].float() * stored["row_scale"].float()
+    return state
+
+
+def _in_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows as int8 `[..., hidden]` and their scales in storage precision `[..., 1]`.
+
+    Half the size of 16-bit rows at an error under 1 % of a row, and what is rounded once stays.
+    """
+    scale = (rows.abs().amax(-1, keepdim=True) / 127).to(STORAGE)
+    steps = torch.round(rows / scale.float().clamp_min(1e-12)).clamp(-127, 127)
+    return steps.to(torch.int8).contiguous(), scale.contiguous()
 
 
 def round_to_storage(codebook: Codebook, adapters: RoleAdapters) -> None:
@@ -50,8 +78,7 @@ def round_to_storage(codebook: Codebook, adapters: RoleAdapters) -> None:
         adapters: Changed in place.
     """
     with torch.no_grad():
-        for tensor in codebook.state_dict().values():
-            tensor.copy_(tensor.to(STORAGE))
+        codebook.load_state_dict(codebook_state(part_state(codebook, adapters, "codebook")))
         for role in ROLES:
             for parameter in adapters.named_parameters(role).values():
                 parameter.copy_(parameter.to(STORAGE))

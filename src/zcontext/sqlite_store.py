@@ -284,7 +284,7 @@ class SQLiteStore:
     def _translated(self, action: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged names are not UTF-8
             self._rollback()
             raise StoreError(self._explained(action, error)) from error
 
@@ -293,7 +293,7 @@ class SQLiteStore:
             with suppress(sqlite3.Error):  # SQLite has rolled back by itself after such errors
                 self._connection.execute("ROLLBACK")
 
-    def _explained(self, action: str, error: sqlite3.Error) -> str:
+    def _explained(self, action: str, error: Exception) -> str:
         name = getattr(error, "sqlite_errorname", "")
         known = (remedy for code, remedy in _REMEDIES.items() if name.startswith(code))
         return f"Cannot {action} the store {self.path} ({error}): {next(known, _UNKNOWN)}."

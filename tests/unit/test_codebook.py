@@ -9,17 +9,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcontext.codebook import N_PLACES, Codebook
+from zcontext.codebook import N_PLACES, SILENT, Codebook
 from zcontext.config import CodecConfig
 from zcontext.relaxation import GumbelCode
+from zcontext.upkeep import record_usage, restart_dead, start_from_latents, start_from_tokens
 
 HIDDEN = 12
 
 
-def book(*, depth: int = 3, size: int = 16, seed: int = 0) -> Codebook:
+def book(*, depth: int = 3, size: int = 16, seed: int = 0, shared: bool = False) -> Codebook:
     generator = torch.Generator().manual_seed(seed + 100)
     made = Codebook(
-        CodecConfig(depth=depth, size=size),
+        CodecConfig(depth=depth, size=size, shared=shared),
         hidden_size=HIDDEN,
         token_embeddings=torch.randn(50, HIDDEN, generator=generator),
         seed=seed,
@@ -41,8 +42,8 @@ def slow_pool(codebook: Codebook, tokens: torch.Tensor, ends: list[int]) -> torc
         total = torch.zeros(HIDDEN)
         for place, weight in enumerate(weights):
             share = weight / sum(weights)
-            total += share * length**0.5 * (tokens[start + place] - codebook.mean_embedding)
-        pooled.append(codebook.mean_embedding + codebook.gain * total)
+            total += share * length * (tokens[start + place] - codebook.mean_embedding)
+        pooled.append(codebook.mean_embedding + total)
         start = end + 1
     return torch.stack(pooled)
 
@@ -93,7 +94,7 @@ def test_the_latent_gets_a_copy_of_the_gradient_and_the_rows_get_theirs():
     weight = torch.randn(7, HIDDEN, generator=torch.Generator().manual_seed(3))
     (written.embeddings * weight).sum().backward()
     assert latents.grad is not None
-    assert torch.allclose(latents.grad, weight)
+    assert torch.allclose(latents.grad, weight * made.loudness.detach().mean(0))
     assert made.rows.grad is not None
     assert float(made.rows.grad.abs().sum()) > 0
 
@@ -113,7 +114,7 @@ def test_fitted_stages_leave_less_and_less_of_the_variance():
     centres = torch.randn(20, HIDDEN, generator=generator) * 3
     latents = centres[torch.randint(20, (600,), generator=generator)]
     latents = latents + 0.3 * torch.randn(600, HIDDEN, generator=generator)
-    left = made.fit(latents, generator=generator)
+    left = start_from_latents(made, latents, generator=generator)
     assert left == sorted(left, reverse=True)
     assert left[0] < 0.2
     assert float(made.quantise(latents).distortion.detach()) < 0.2
@@ -122,8 +123,8 @@ def test_fitted_stages_leave_less_and_less_of_the_variance():
 def test_the_same_generator_fits_the_same_codebook():
     latents = torch.randn(200, HIDDEN, generator=torch.Generator().manual_seed(6))
     one, other = book(), book()
-    one.fit(latents, generator=torch.Generator().manual_seed(7))
-    other.fit(latents, generator=torch.Generator().manual_seed(7))
+    start_from_latents(one, latents, generator=torch.Generator().manual_seed(7))
+    start_from_latents(other, latents, generator=torch.Generator().manual_seed(7))
     assert torch.equal(one.rows, other.rows)
 
 
@@ -131,12 +132,12 @@ def test_dead_codes_are_restarted_and_live_ones_stay():
     made = book(depth=1)
     before = made.rows.detach().clone()
     for _ in range(400):
-        made.record_usage(torch.zeros(64, 1, dtype=torch.long))
+        record_usage(made, torch.zeros(64, 1, dtype=torch.long))
     latents = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(8))
-    n_restarted = made.restart_dead(latents, generator=torch.Generator().manual_seed(9))
+    n_restarted = restart_dead(made, latents, generator=torch.Generator().manual_seed(9))
     assert n_restarted == 15
     assert torch.equal(made.rows[0, 0], before[0, 0])
-    assert made.restart_dead(latents, generator=torch.Generator().manual_seed(9)) == 0
+    assert restart_dead(made, latents, generator=torch.Generator().manual_seed(9)) == 0
 
 
 def test_rows_start_all_different_so_that_no_choice_is_tied():
@@ -159,3 +160,97 @@ def test_codes_stay_below_the_size(depth):
     codes = book().quantise(torch.randn(30, HIDDEN) * 50, depth=depth).codes
     assert int(codes.min()) >= 0
     assert int(codes.max()) < 16
+
+
+# --- one table for all stages --------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31), st.integers(1, 3))
+def test_a_shared_table_embeds_what_quantising_gave(seed, depth):
+    made = book(shared=True)
+    latents = torch.randn(2, 5, HIDDEN, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        written = made.quantise(latents, depth=depth)
+        assert written.codes.shape == (2, 5, depth)
+        assert torch.allclose(made.embed(written.codes), written.embeddings, atol=1e-5)
+        assert torch.equal(written.codes[..., :1], made.quantise(latents, depth=1).codes)
+
+
+def test_silence_ends_a_symbol_and_adds_nothing():
+    made = book(depth=4, shared=True)
+    codes = made.quantise(torch.randn(60, HIDDEN) * 0.5 + made.offset.detach()).codes
+    silent = codes == SILENT
+    assert bool(silent.any())
+    assert torch.equal(silent, silent.cummax(-1).values.bool())  # once silent, silent
+    assert torch.allclose(made.embed(torch.zeros(1, 4, dtype=torch.long))[0], made.offset)
+
+
+@pytest.mark.parametrize("quantiser", [None, GumbelCode()], ids=["vq", "gumbel"])
+def test_the_silent_row_is_never_trained(quantiser):
+    made = book(shared=True)
+    noise = torch.Generator().manual_seed(4)
+    written = made.quantise(torch.randn(40, HIDDEN), quantiser=quantiser, generator=noise)
+    (written.embeddings.square().sum() + written.distortion).backward()
+    assert made.rows.grad is not None
+    assert float(made.rows.grad.abs().sum()) > 0
+    assert float(made.rows[0, SILENT].detach().abs().max()) == 0
+    if quantiser is None:
+        assert float(made.rows.grad[0, SILENT].abs().max()) == 0
+
+
+def test_a_table_started_from_tokens_says_sums_of_common_tokens_exactly():
+    generator = torch.Generator().manual_seed(11)
+    table = torch.randn(40, 64, generator=generator)
+    made = Codebook(
+        CodecConfig(depth=4, size=32, shared=True), hidden_size=64, token_embeddings=table
+    )
+    counts = torch.arange(40, 0, -1).float()
+    share = start_from_tokens(made, table, counts)
+    assert share == pytest.approx(float(counts[:31].sum() / counts.sum()))
+    ids, ends = torch.tensor([[21, 3, 8, 30, 5]]), torch.tensor([[2, 4]])
+    with torch.no_grad():
+        pooled = made.pool(table[ids], ends)
+        written = made.quantise(pooled, tokens=table[ids], ends=ends)
+        assert float(written.distortion) < 1e-6
+    # Token t has code t + 1, and codes stand as the text says them.
+    assert written.codes[0].tolist() == [[22, 4, 9, SILENT], [31, 6, SILENT, SILENT]]
+
+
+@given(st.integers(0, 2**31))
+def test_the_order_of_the_text_changes_no_code_but_its_place(seed):
+    generator = torch.Generator().manual_seed(seed)
+    made, tokens = book(shared=True), torch.randn(2, 9, HIDDEN, generator=generator)
+    ends = torch.tensor([[1, 4, 8], [0, 6, 8]])
+    with torch.no_grad():
+        latents = made.pool(tokens, ends)
+        loudest_first = made.quantise(latents)
+        in_order = made.quantise(latents, tokens=tokens, ends=ends)
+        assert torch.equal(loudest_first.codes.sort(-1).values, in_order.codes.sort(-1).values)
+        assert torch.allclose(made.embed(in_order.codes), in_order.embeddings, atol=1e-5)
+        silent = in_order.codes == SILENT
+        assert torch.equal(silent, silent.cummax(-1).values.bool())
+
+
+def test_dead_codes_of_a_shared_table_are_restarted_but_silence_stays():
+    made = book(shared=True)
+    for _ in range(400):
+        record_usage(made, torch.full((64, 3), 5))
+    latents = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(8)) * 4
+    n_restarted = restart_dead(made, latents, generator=torch.Generator().manual_seed(9))
+    assert n_restarted == 14
+    assert float(made.rows[0, SILENT].detach().abs().max()) == 0
+
+
+def test_autocast_changes_no_code():
+    made = book(shared=True)
+    generator = torch.Generator().manual_seed(12)
+    tokens, ends = torch.randn(1, 30, HIDDEN, generator=generator), torch.tensor([[4, 11, 19, 29]])
+
+    def write() -> torch.Tensor:
+        pooled = made.pool(tokens, ends)
+        latents = made.latents(pooled, tokens[:, :4])
+        return made.quantise(latents, tokens=tokens, ends=ends).embeddings.detach()
+
+    plain = write()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(write(), plain)

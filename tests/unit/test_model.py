@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tiny import tiny_z
+from zcontext.passes import spread_positions
 from zcontext.segmentation import place_evenly
 
 
@@ -93,7 +94,7 @@ def test_the_decompressor_sees_the_symbols_and_only_the_text_before(model):
     ids = tokens(10)
     inputs = torch.cat([torch.full((1, 1), 1), ids], dim=1)
     symbols = model.embed_codes(torch.randint(0, 32, (1, 3, 3)))
-    places, ones = model.spread_positions(3, 10)[None], torch.ones(1, 3, dtype=torch.long)
+    places, ones = spread_positions(3, 10)[None], torch.ones(1, 3, dtype=torch.long)
 
     def states(symbols, inputs):
         with model.using("decompress"):
@@ -119,9 +120,8 @@ def test_spread_positions_never_fall_and_end_at_the_last_token(n_symbols, n_toke
 
 
 def tiny_positions(n_symbols: int, n_tokens: int) -> list[int]:
-    from zcontext.model import ZLanguageModel
 
-    return ZLanguageModel.spread_positions(n_symbols, n_tokens).tolist()
+    return spread_positions(n_symbols, n_tokens).tolist()
 
 
 def test_logits_are_limited_to_base_tokens_and_float32(model):

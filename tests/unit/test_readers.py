@@ -21,6 +21,7 @@ from zcontext.errors import (
     UnknownSymbolError,
     VocabularyError,
 )
+from zcontext.passes import spread_positions
 from zcontext.prefixes import PrefixCache, prefix_key
 from zcontext.readers import Inferencer, ZDecompressor
 from zcontext.spans import ChatMessage, SupportsDecompress, SupportsRead
@@ -85,7 +86,7 @@ def test_generated_tokens_continue_the_positions_of_the_text(model, document, mo
     assert seen[1:] == [[i] for i in range(1, len(span.tokens))]
     seen.clear()
     ZDecompressor(model).decompress(span.symbols, n_tokens=len(span.tokens))
-    spread = model.spread_positions(len(span.symbols), len(span.tokens))
+    spread = spread_positions(len(span.symbols), len(span.tokens))
     assert seen[0] == [*spread.tolist(), 0]
 
 

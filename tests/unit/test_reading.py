@@ -65,11 +65,13 @@ def test_a_batch_depends_on_seed_and_index_alone(config: TrainConfig) -> None:
 def test_every_task_is_drawn_and_answers_end(config: TrainConfig) -> None:
     model = tiny_z()
     stage = ReadStage(model, config)
-    prompts: list[Prompt] = [p for i in range(20) for p in stage.batch(i)]
-    assert {p.task for p in prompts} == {"question", "restate", "continue"}
+    prompts: list[Prompt] = [p for i in range(40) for p in stage.batch(i)]
+    assert {p.task for p in prompts} == {"question", "restate", "continue", "look up"}
     unknown = [*model.tokenizer(UNKNOWN, add_special_tokens=False).input_ids, model.end_token]
     assert any(p.answer == unknown for p in prompts)
-    assert all(p.answer[-1] == model.end_token for p in prompts if p.task != "continue")
+    assert all(
+        p.answer[-1] == model.end_token for p in prompts if p.task in ("question", "restate")
+    )
 
 
 def test_symbols_are_those_the_compressor_writes(config: TrainConfig) -> None:

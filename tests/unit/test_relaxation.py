@@ -13,6 +13,7 @@ from torch import nn
 from tiny import tiny_base
 from zcontext.config import CodecConfig
 from zcontext.model import ZLanguageModel
+from zcontext.passes import spread_positions
 from zcontext.relaxation import (
     GumbelCode,
     NearestCode,
@@ -117,13 +118,13 @@ def nats(z: ZLanguageModel, ids: torch.Tensor, *, leak: bool) -> torch.Tensor:
     ends = place_evenly(N, N // RATIO).expand(len(ids), -1)
     z.adapters.activate("compress")
     latents, _ = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
-    symbols = z.quantise(latents).embeddings
+    symbols = z.quantise(latents, z.embed_tokens(ids), ends).embeddings
     shown = ids if leak else torch.cat([torch.full_like(ids[:, :1], 1), ids[:, :-1]], dim=1)
     k = symbols.shape[1]
     z.adapters.activate("decompress")
     states = z.restore_states(
         symbols,
-        z.spread_positions(k, N).expand(len(ids), -1),
+        spread_positions(k, N).expand(len(ids), -1),
         torch.ones(len(ids), k, dtype=torch.long),
         shown,
         torch.ones_like(shown),

@@ -12,6 +12,7 @@ import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def read_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
             f"no corpus at {path}; give a file, a folder or hf:NAME", field="sources", value=name
         )
     if name.endswith((".txt", ".md")):
-        yield path.read_text(encoding="utf-8")
+        yield _text_of(path)
     elif name.endswith((".jsonl", ".jsonl.gz")):
         yield from _read_json_lines(path, field)
     elif name.endswith(".parquet"):
@@ -77,6 +78,18 @@ def read_texts(source: str | Path, *, field: str = "text") -> Iterator[str]:
             field="sources",
             value=name,
         )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, f"is not UTF-8: {error}") from None
+
+
+def _unreadable(path: Path, reason: str) -> ConfigError:
+    remedy = "Convert it, as `iconv -f latin1 -t utf-8`, fetch it again, or leave it out"
+    return ConfigError(f"{path} {reason}. {remedy}", field="sources", value=str(path))
 
 
 _KINDS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
@@ -97,13 +110,11 @@ def open_lines(path: Path) -> TextIO:
 
 
 def _read_json_lines(path: Path, field: str) -> Iterator[str]:
-    with open_lines(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+    for number, line in _numbered_lines(path):
+        if line.strip():
             try:
                 text = json.loads(line)[field]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ConfigError(
                     f"{path}, line {number}: no JSON object with a field {field!r} ({error}); "
                     "name the text field with `field`",
@@ -112,6 +123,16 @@ def _read_json_lines(path: Path, field: str) -> Iterator[str]:
                 ) from error
             if text:
                 yield str(text)
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    number = 0
+    with open_lines(path) as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                yield number, line
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise _unreadable(path, f"cannot be read after line {number}: {error}") from None
 
 
 def _read_dataset(name: str, field: str) -> Iterator[str]:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
+from zcontext.passes import spread_positions
 from zcontext.relaxation import GumbelCode, NearestCode, Quantiser, TemperatureSchedule
 from zcontext.segmentation import place_slots
+from zcontext.training.cross_entropy import token_losses
 from zcontext.training.data import WindowBatch
 
 BITS = 1.0 / math.log(2.0)
@@ -31,6 +33,8 @@ class AutoencodeConfig:
         discrete_from: Step from which symbols are quantised; continuous before. The codebook is
             started at that very step, so -1 goes on with the codebook of a bundle.
         fit_latents: Latents that the codebook is started from then.
+        restart_every: Steps between restarts of dead codes; 0 means never (a short run sees too
+            little text to tell a dead code from a rare one).
         distortion_weight: Weight of the quantisation error.
         surprisal_weight: Weight of the surprisal head's error.
         max_token_drop: Upper end of the share of the reader's input tokens that is hidden or
@@ -42,6 +46,7 @@ class AutoencodeConfig:
 
     discrete_from: int = 500
     fit_latents: int = 20_000
+    restart_every: int = 50
     distortion_weight: float = 0.25
     surprisal_weight: float = 0.02
     max_token_drop: float = 0.5
@@ -111,11 +116,16 @@ class Autoencode(nn.Module):
         latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends, memory=memory)
         discrete = step >= self.config.discrete_from
         distortion = latents.new_zeros(())
-        symbols, codes = latents, None
+        symbols, codes = z.codebook.unquantised(latents), None
         if discrete:
             noise = generator if self.config.quantiser == "gumbel" else None
-            written = z.codebook.quantise(
-                latents, depth=batch.depth, quantiser=self.quantiser_at(step), generator=noise
+            written = z.quantise(
+                latents,
+                z.embed_tokens(ids),
+                ends,
+                depth=batch.depth,
+                quantiser=self.quantiser_at(step),
+                generator=noise,
             )
             symbols, codes, distortion = written.embeddings, written.codes, written.distortion
         inputs, blank = self.corrupt(ids, generator)
@@ -171,12 +181,11 @@ class Autoencode(nn.Module):
         z = self.z
         z.adapters.activate("compress")
         prior = batch.prior.to(z.device)
-        latents, _ = z.write_in_one_pass(
-            prior, torch.ones_like(prior), batch.prior_ends.to(z.device)
-        )
+        ends = batch.prior_ends.to(z.device)
+        latents, _ = z.write_in_one_pass(prior, torch.ones_like(prior), ends)
         if step < self.config.discrete_from:
-            return latents
-        return z.codebook.quantise(latents, depth=batch.depth).embeddings
+            return z.codebook.unquantised(latents)
+        return z.quantise(latents, z.embed_tokens(prior), ends, depth=batch.depth).embeddings
 
     def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The reader's inputs: start token, then the text with a random share of tokens spoilt.
@@ -232,7 +241,7 @@ def restore_loss(
     if inputs is None:
         inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
     k, m = symbols.shape[1], 0 if memory is None else memory.shape[1]
-    placed = z.spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
+    placed = spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
     places = torch.cat([torch.arange(m).expand(batch, -1), placed + m], dim=1)
     if memory is not None:
         symbols = torch.cat([memory.to(symbols.dtype), symbols], dim=1)
@@ -246,10 +255,9 @@ def restore_loss(
         offset=m,
         hidden_inputs=blank,
     )
-    scores = z.logits(hidden)
     target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
-    nll = nn.functional.cross_entropy(scores.flatten(0, 1), target.flatten(), reduction="none")
-    return nll.view(batch, n + 1), scores[:, :-1].argmax(-1) == ids
+    nll, likeliest = token_losses(z, hidden, target)
+    return nll, likeliest[:, :-1] == ids
 
 
 @torch.no_grad()

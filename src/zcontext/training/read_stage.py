@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 RESTATE = "\n\nRepeat the context word for word."
 CONTINUE = "\n\nContinue the text."
+LOOKUP = ('\n\nWhat follows these words in the context: "', '"?')
 PLACE = Symbols(((0,),), 2, "0000")
 """Stands for a chunk while a prompt is laid out."""
 
@@ -104,8 +105,10 @@ class ReadStage:
     def _prompt(self, rng: np.random.Generator) -> Prompt:
         read = self.config.read
         draw = rng.random()
-        if self._corpus is not None and draw < read.restate_share + read.continue_share:
-            return self._corpus_prompt(rng, restate=draw < read.restate_share)
+        shares = np.cumsum([read.restate_share, read.continue_share, read.lookup_share])
+        if self._corpus is not None and draw < shares[-1]:
+            kinds = ("restate", "continue", "look up")
+            return self._corpus_prompt(kinds[int(np.searchsorted(shares, draw, "right"))], rng)
         if self._unanswerable and rng.random() < read.unanswerable_share:
             row = self._unanswerable[int(rng.integers(len(self._unanswerable)))]
         else:
@@ -129,20 +132,31 @@ class ReadStage:
             if other.context != row.context:
                 return other
 
-    def _corpus_prompt(self, rng: np.random.Generator, *, restate: bool) -> Prompt:
+    def _corpus_prompt(self, task: str, rng: np.random.Generator) -> Prompt:
+        """A passage to be said again, to be continued, or to find a quotation in."""
+        n = int(rng.integers(24, 97))
+        ids = self._passage(2 * n, rng)
+        context, rest = ids[:n], ids[n:]
+        if task == "look up" and len(context) >= 24:
+            at = int(rng.integers(0, len(context) - 12))
+            quoted, target = context[at : at + 6], context[at + 6 : at + 12]
+            words = self.model.tokenizer.decode(quoted).strip()
+            request = words.join(LOOKUP)
+        elif task == "continue" and rest:
+            request, target = CONTINUE, rest
+        else:
+            task, request, target = "restate", RESTATE, [*context, self.model.end_token]
+        message = ChatMessage("user", ("Context:\n", PLACE, request))
+        return Prompt(self.lay_out([message], [self._chunk(context, rng)]), target, task)
+
+    def _passage(self, length: int, rng: np.random.Generator) -> list[int]:
+        """Tokens of the corpus, fewer where a document ends."""
         corpus = self._corpus
         assert corpus is not None
         document = int(rng.integers(len(corpus.offsets) - 1))
         start, end = corpus.offsets[document], corpus.offsets[document + 1]
-        n = int(rng.integers(24, 97))
-        at = int(rng.integers(start, max(start + 1, end - 2 * n)))
-        ids = [int(t) for t in corpus.tokens[at : min(at + 2 * n, end)]]
-        context, rest = ids[:n], ids[n:]
-        request, target = (RESTATE, context) if restate or not rest else (CONTINUE, rest)
-        message = ChatMessage("user", ("Context:\n", PLACE, request))
-        pieces = self.lay_out([message], [self._chunk(context, rng)])
-        closing = [self.model.end_token] if request is RESTATE else []
-        return Prompt(pieces, [*target, *closing], "restate" if request is RESTATE else "continue")
+        at = int(rng.integers(start, max(start + 1, end - length)))
+        return [int(t) for t in corpus.tokens[at : min(at + length, end)]]
 
     def _chunk(self, ids: list[int], rng: np.random.Generator) -> Chunk:
         read, full = self.config.read, self.model.config.depth

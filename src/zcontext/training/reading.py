@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import place_slots
+from zcontext.training.cross_entropy import token_losses
 from zcontext.training.objective import BITS, StepOutput
 
 Piece = list[int] | Tensor
@@ -36,6 +37,8 @@ class ReadConfig:
         unanswerable_share: Largest share of unanswerable questions taken from the files.
         restate_share: Share of prompts that ask for the text itself.
         continue_share: Share of prompts that go on with the text.
+        lookup_share: Share of prompts that quote some words of the text and ask what follows them:
+            what teaches INFER to find a place in symbols by content.
         distil_weight: Weight of the divergence from the plain base reading the raw text.
         start_from_decompress: Start INFER from a copy of DECOMPRESS, which reads symbols already.
     """
@@ -51,6 +54,7 @@ class ReadConfig:
     unanswerable_share: float = 0.15
     restate_share: float = 0.15
     continue_share: float = 0.1
+    lookup_share: float = 0.1
     distil_weight: float = 0.0
     start_from_decompress: bool = True
 
@@ -116,7 +120,12 @@ def compress_chunks(z: ZLanguageModel, chunks: Sequence[Chunk]) -> list[Tensor]:
         slot_mask[row, :count] = 1
     latents = z.write(state, ends, slot_mask)
     return [
-        z.quantise(latents[row, :count], depth=chunk.depth).embeddings
+        z.quantise(
+            latents[row : row + 1, :count],
+            state.tokens[row : row + 1],
+            ends[row : row + 1, :count],
+            depth=chunk.depth,
+        ).embeddings[0]
         for row, (chunk, count) in enumerate(zip(chunks, counts, strict=True))
     ]
 
@@ -164,25 +173,24 @@ class Read(nn.Module):
         answers = [prompt.answer for prompt in batch]
         z.adapters.activate("infer")
         states = answer_states(z, rows, answers)
-        scores = z.logits(states)
         target = torch.tensor([t for a in answers for t in a], device=z.device)
-        nll = nn.functional.cross_entropy(scores, target, reduction="none")
+        nll, likeliest = token_losses(z, states, target)
         # Every prompt counts alike, however long its answer.
         weight = torch.cat([torch.full((len(a),), 1.0 / len(a) ** 0.5) for a in answers])
         weight = weight.to(nll.device)
         loss = (nll * weight).sum() / weight.sum()
         metrics = {
             "bits_per_token": nll.detach().mean() * BITS,
-            "accuracy": (scores.argmax(-1) == target).float().mean(),
+            "accuracy": (likeliest == target).float().mean(),
         }
         if self.config.distil_weight > 0:
-            divergence = self._divergence(batch, answers, scores)
+            divergence = self._divergence(batch, answers, states)
             loss = loss + self.config.distil_weight * divergence
             metrics["divergence"] = divergence.detach()
         return StepOutput(loss, metrics, states.detach(), None)
 
     def _divergence(
-        self, batch: Sequence[Prompt], answers: Sequence[list[int]], scores: Tensor
+        self, batch: Sequence[Prompt], answers: Sequence[list[int]], states: Tensor
     ) -> Tensor:
         """KL from the plain base that reads the raw text, on the answers' tokens."""
         z = self.z
@@ -192,7 +200,7 @@ class Read(nn.Module):
         with torch.no_grad(), z.using(None):
             teacher = z.logits(answer_states(z, raw, answers)).log_softmax(-1)
         return nn.functional.kl_div(
-            scores.log_softmax(-1), teacher, reduction="batchmean", log_target=True
+            z.logits(states).log_softmax(-1), teacher, reduction="batchmean", log_target=True
         )
 
 

@@ -28,10 +28,16 @@ from zcontext.training.objective import (
     base_surprisal,
     restore_loss,
 )
+from zcontext.upkeep import (
+    centre,
+    record_usage,
+    restart_dead,
+    start_from_latents,
+    start_from_tokens,
+)
 
 logger = logging.getLogger(__name__)
 
-RESTART_EVERY = 50
 CENTRE_TOKENS = 1_000_000
 CALIBRATION_BATCHES = 16
 FIRST_UNTRAINED = 2**40
@@ -71,9 +77,13 @@ class AutoencodeStage:
         )
         self._dev: tuple[Tensor, Tensor] | None = None
         if config.run.start is None:
-            table = model.base.model.get_input_embeddings().weight
-            counts = np.bincount(self._sampler.corpus.tokens[:CENTRE_TOKENS])
-            model.codebook.centre(table, torch.from_numpy(counts).float())
+            centre(model.codebook, *self._embeddings_and_counts())
+
+    def _embeddings_and_counts(self) -> tuple[Tensor, Tensor]:
+        """The base's token embeddings, and how often the corpus has each token."""
+        table = self.model.base.model.get_input_embeddings().weight
+        counts = np.bincount(self._sampler.corpus.tokens[:CENTRE_TOKENS])
+        return table, torch.from_numpy(counts).float()
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The two adapters and the codebook."""
@@ -90,9 +100,16 @@ class AutoencodeStage:
         return self._sampler.batch(index)
 
     def before_step(self, step: int) -> None:
-        """Start the codebook from the latents of coming batches when symbols become discrete."""
+        """Start the codebook when symbols become discrete: from tokens or from latents seen."""
         if step != self.config.autoencode.discrete_from:
             return
+        if self.model.config.shared:
+            share = start_from_tokens(self.model.codebook, *self._embeddings_and_counts())
+            logger.info("codebook started: %.3f of the text has codes of its own", share)
+        else:
+            self._start_from_latents()
+
+    def _start_from_latents(self) -> None:
         latents, count = [], 0
         for index in itertools.count(FIRST_UNTRAINED):
             rows = self._latents(self.batch(index))
@@ -101,7 +118,7 @@ class AutoencodeStage:
             if count >= self.config.autoencode.fit_latents:
                 break
         generator = torch.Generator().manual_seed(self.config.run.seed)
-        left = self.model.codebook.fit(torch.cat(latents), generator=generator)
+        left = start_from_latents(self.model.codebook, torch.cat(latents), generator=generator)
         self._share_codebook()
         logger.info(
             "codebook started: variance left after each stage %s",
@@ -125,11 +142,12 @@ class AutoencodeStage:
         if output.codes is None:
             return
         codebook = self.model.codebook
-        codebook.record_usage(output.codes)
+        record_usage(codebook, output.codes)
         since = step - self.config.autoencode.discrete_from
-        if since > 0 and since % RESTART_EVERY == 0:
+        every = self.config.autoencode.restart_every
+        if every and since > 0 and since % every == 0:
             generator = torch.Generator().manual_seed(step)
-            codebook.restart_dead(output.latents, generator=generator)
+            restart_dead(codebook, output.latents, generator=generator)
             self._share_codebook()
 
     def _share_codebook(self) -> None:
@@ -190,11 +208,13 @@ class AutoencodeStage:
         ends = torch.stack([place_slots(row, n_slots) for row in bits.cpu()]).to(ids.device)
         z.adapters.activate("compress")
         latents, _ = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
-        symbols, figures = latents, {}
+        symbols, figures = z.codebook.unquantised(latents), {}
         if not bool((z.codebook.usage == 1).all()):
-            written = z.quantise(latents)
+            written = z.quantise(latents, z.embed_tokens(ids), ends)
             symbols = written.embeddings
-            cosine = nn.functional.cosine_similarity(symbols, latents, dim=-1).mean()
+            cosine = nn.functional.cosine_similarity(
+                symbols, z.codebook.unquantised(latents), dim=-1
+            ).mean()
             usage = z.codebook.usage / z.codebook.usage.sum(-1, keepdim=True)
             entropy = -(usage * usage.clamp_min(1e-12).log2()).sum(-1).mean()
             figures = {

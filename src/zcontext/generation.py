@@ -137,7 +137,7 @@ class Decoding:
 
     Args:
         model: The model.
-        role: The adapter that reads.
+        role: The adapter that reads; None is the plain base.
         prompts: One or more rows.
         settings: How to choose tokens.
         past: Keys and values of what stands before the prompt (a single row); it is not changed.
@@ -149,7 +149,7 @@ class Decoding:
     def __init__(
         self,
         model: ZLanguageModel,
-        role: Role,
+        role: Role | None,
         prompts: Sequence[Prefill],
         *,
         settings: GenerationSettings,
@@ -264,7 +264,7 @@ class Decoding:
 
 def generate(
     model: ZLanguageModel,
-    role: Role,
+    role: Role | None,
     prompts: Sequence[Prefill],
     *,
     settings: GenerationSettings,
@@ -274,7 +274,7 @@ def generate(
 
     Args:
         model: The model.
-        role: The adapter that reads.
+        role: The adapter that reads; None is the plain base.
         prompts: One or more rows.
         settings: How to choose tokens.
         past: Keys and values of what stands before the prompt (a single row).

@@ -13,19 +13,20 @@ from rich.console import Console
 from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError, StoreError
 from zcontext.evaluation import report
+from zcontext.evaluation.conditions import Condition
+from zcontext.evaluation.contexts import cut_to
 from zcontext.evaluation.excerpts import TextWindow, cut_windows, other_window
 from zcontext.evaluation.judge import Forced, ModelJudge, Shown
 from zcontext.evaluation.metrics import f1_score
 from zcontext.evaluation.predictions import PredictionLog
-from zcontext.evaluation.qa import Condition, QAReport, QASettings, answer_rows, cut_to
+from zcontext.evaluation.qa import QAReport, QASettings, answer_rows
 from zcontext.evaluation.questions import QARow, read_rows
 from zcontext.evaluation.reconstruct import (
     ReconstructReport,
     ReconstructSettings,
     reconstruct,
-    shown_of,
-    without_errata,
 )
+from zcontext.evaluation.restoration import shown_of, without_errata
 from zcontext.model import ZLanguageModel
 from zcontext.spans import Answer, Part
 from zcontext.testing import ByteCodec
@@ -316,7 +317,8 @@ def test_the_readers_answers_are_asked_together_where_it_can() -> None:
 
     codec = Many()
     answer_rows(ROWS, compressor=codec, reader=codec, settings=QASettings(), batch=5)
-    assert codec.sizes[:3] == [5, 5, 2]
+    # A batch of each condition first, then what is left of them.
+    assert codec.sizes == [5] * 5 + [5, 2] * 5
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_figures(tmp_path: Path) -> None:

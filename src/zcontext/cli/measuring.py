@@ -1,4 +1,4 @@
-"""`eval reconstruct` and `eval qa`: what symbols keep, and what a reader does with them."""
+"""`zcontext eval`: what symbols keep, and what readers do with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zcontext.bundles import DEFAULT_BUNDLE
-from zcontext.cli import engines
+from zcontext.cli import engines, reporting
 from zcontext.cli.console import Command, Debug, progress_bar, results, say
 from zcontext.cli.learning import corpus_texts
 
@@ -17,6 +17,8 @@ app = typer.Typer(
     help="Measure a codec: what is kept, what is lost.",
     rich_markup_mode="rich",
 )
+
+app.command("report", cls=Command)(reporting.report)
 
 Depth = Annotated[
     int | None, typer.Option("--depth", "-d", help="Codes per symbol; the codec's own if left out.")

@@ -7,12 +7,13 @@ does not know how answers are made or scored.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from zcontext.errors import StoreError
-from zcontext.evaluation.questions import QARow
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +70,13 @@ class PredictionLog:
     def __getitem__(self, key: str) -> Prediction:
         return self._found[key]
 
-    def add(self, predictions: Sequence[Prediction], rows: Sequence[QARow], name: str) -> None:
+    def add(self, predictions: Sequence[Prediction], details: Sequence[Mapping[str, Any]]) -> None:
         """Keep predictions; they are in the file when this returns.
 
         Args:
             predictions: What was answered.
-            rows: To what, in the same order.
-            name: Under which condition.
+            details: What a person who reads the file wants beside each of them: the question, the
+                answers that count, the condition.
 
         Raises:
             StoreError: The file cannot be written.
@@ -84,16 +85,14 @@ class PredictionLog:
             json.dumps(
                 {
                     "key": p.key,
-                    "condition": name,
-                    "question": row.question,
+                    **detail,
                     "prediction": p.text,
-                    "answers": row.answers,
                     "n_positions": p.n_positions,
                 },
                 ensure_ascii=False,
             )
             + "\n"
-            for p, row in zip(predictions, rows, strict=True)
+            for p, detail in zip(predictions, details, strict=True)
         )
         if self._path is not None:
             try:
@@ -103,3 +102,15 @@ class PredictionLog:
             except OSError as error:
                 raise StoreError(f"cannot append predictions to {self._path}: {error}") from error
         self._found.update((p.key, p) for p in predictions)
+
+
+def digest_of(*facts: Any) -> str:
+    """The key of a prediction: a digest of everything that shapes it.
+
+    Args:
+        *facts: Anything that JSON can hold.
+
+    Returns:
+        64 hex digits.
+    """
+    return sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,49 +1,32 @@
-"""Question answering: what a reader answers from symbols, and from what else it could be given.
+"""Question answering by one reader: what it answers from symbols, and from what else it could have.
 
 Every row (`context, question, answers`) is asked under each condition; SQuAD EM and F1 by the
 official normalisation, with intervals. Predictions are appended to a JSON-lines file as they are
-made, so that an interrupted run goes on where it stopped. It meets engines through their Protocols
-and leaves files to `questions` and `predictions`.
+made, so that an interrupted run goes on where it stopped. The full comparison, with a control and
+other methods, is `suite`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
-from zcontext.config import GenerationSettings, to_json
+from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError
-from zcontext.evaluation.metrics import Estimate, bootstrap, exact_match, f1_score
-from zcontext.evaluation.predictions import Prediction, PredictionLog
+from zcontext.evaluation.asking import Panel, QuestionTask
+from zcontext.evaluation.conditions import Condition, Kind
+from zcontext.evaluation.contexts import Contexts
+from zcontext.evaluation.metrics import Estimate, bootstrap
+from zcontext.evaluation.predictions import PredictionLog
 from zcontext.evaluation.progress import Progress, silent
 from zcontext.evaluation.questions import QARow
-from zcontext.spans import Part, SupportsCompress, SupportsRead
+from zcontext.evaluation.respondents import ReaderRespondent
+from zcontext.evaluation.runner import run_tasks
+from zcontext.spans import SupportsCompress, SupportsRead
 
-Kind = Literal["symbols", "raw", "none", "truncated", "shuffled"]
 ANSWER = GenerationSettings(max_new_tokens=32, stop=("\n",))
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What the reader is given beside the question.
-
-    Attributes:
-        kind: "symbols" of the passage, the passage "raw", "none", the passage "truncated" to as
-            many positions as its symbols take, or "shuffled": the symbols of another passage.
-        ratio: Source tokens per symbol; 0 where no symbols are counted.
-    """
-
-    kind: Kind
-    ratio: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """Such as `symbols@4`."""
-        return f"{self.kind}@{self.ratio:g}" if self.ratio else self.kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +69,7 @@ class QASettings:
         return (
             Condition("raw"),
             Condition("none"),
-            *(Condition(kind, ratio) for ratio in self.ratios for kind in kinds),
+            *(Condition(kind, ratio, self.depth) for ratio in self.ratios for kind in kinds),
         )
 
 
@@ -157,142 +140,53 @@ def answer_rows(
         The report.
     """
     log = log or PredictionLog()
-    keys: dict[str, list[str]] = {}
-    total = len(rows) * len(settings.conditions)
-    done = 0
-    for condition in settings.conditions:
-        name = condition.name
-        keys[name] = [_key(row, condition, settings, reader.codec) for row in rows]
-        todo = [k for k, key in enumerate(keys[name]) if key not in log]
-        done += len(rows) - len(todo)
-        progress(name, done, total)
-        # Symbols are those of all rows, so that a resumed run shuffles as the first one did.
-        contexts = _contexts(rows, condition, compressor, settings.depth) if todo else []
-        for start in range(0, len(todo), batch):
-            chosen = todo[start : start + batch]
-            answers = _ask(
-                reader,
-                [(rows[k].question, contexts[k]) for k in chosen],
-                settings.generation,
-            )
-            log.add(
-                [
-                    Prediction(keys[name][k], text, reader.count(contexts[k]))
-                    for k, text in zip(chosen, answers, strict=True)
-                ],
-                [rows[k] for k in chosen],
-                name,
-            )
-            done += len(chosen)
-            progress(name, done, total)
-    return _score(rows, keys, log, settings, reader.codec)
-
-
-def _key(row: QARow, condition: Condition, settings: QASettings, codec: str) -> str:
-    facts = [
-        codec,
-        condition.name,
-        settings.depth,
-        to_json(settings.generation),
-        row.context,
-        row.question,
-    ]
-    if condition.kind == "shuffled":
-        facts += [settings.seed, settings.limit]
-    return sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _ask(
-    reader: SupportsRead,
-    asked: Sequence[tuple[str, Sequence[Part]]],
-    generation: GenerationSettings,
-) -> list[str]:
-    together = getattr(reader, "ask_many", None)
-    if together is not None:
-        answers = together([q for q, _ in asked], [c for _, c in asked], settings=generation)
-        return [answer.text for answer in answers]
-    return [reader.ask(q, c, settings=generation).text for q, c in asked]
-
-
-def _contexts(
-    rows: Sequence[QARow], condition: Condition, compressor: SupportsCompress, depth: int | None
-) -> list[list[Part]]:
-    """What each row's reader is given."""
-    if condition.kind == "none":
-        return [[] for _ in rows]
-    if condition.kind == "raw":
-        return [[row.context] for row in rows]
-    distinct = list(dict.fromkeys(row.context for row in rows))
-    # Longest first: windows of like length make one batch.
-    order = sorted(range(len(distinct)), key=lambda k: (-len(distinct[k]), k))
-    documents = compressor.compress_many(
-        [distinct[k] for k in order], ratio=condition.ratio, depth=depth
+    task = QuestionTask(
+        "qa",
+        rows,
+        conditions=settings.conditions,
+        panel=Panel(
+            Contexts(compressor),
+            {"infer": ReaderRespondent(reader)},
+            generation=settings.generation,
+        ),
+        batch=batch,
     )
-    symbols = {distinct[k]: document.symbols for k, document in zip(order, documents, strict=True)}
-    if condition.kind == "truncated":
-        cut = {text: cut_to(text, len(run), compressor) for text, run in symbols.items()}
-        return [[cut[row.context]] for row in rows]
-    if condition.kind == "shuffled":
-        following = dict(zip(distinct, [*distinct[1:], distinct[0]], strict=True))
-        return [[symbols[following[row.context]]] for row in rows]
-    return [[symbols[row.context]] for row in rows]
+    run_tasks([task], log=log, progress=progress)
+    return _score(task, log, settings, reader.codec)
 
 
-def cut_to(text: str, n_tokens: int, compressor: SupportsCompress) -> str:
-    """The longest beginning of a text that takes at most so many tokens.
-
-    Args:
-        text: Any text.
-        n_tokens: Tokens it may take.
-        compressor: Counts the tokens.
-
-    Returns:
-        The beginning.
-    """
-    low, high = 0, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if compressor.count_tokens(text[:middle]) <= n_tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low]
-
-
-def _score(
-    rows: Sequence[QARow],
-    keys: dict[str, list[str]],
-    log: PredictionLog,
-    settings: QASettings,
-    codec: str,
-) -> QAReport:
-    f1 = {
-        name: [f1_score(log[key].text, row.answers) for key, row in zip(of, rows, strict=True)]
-        for name, of in keys.items()
+def _score(task: QuestionTask, log: PredictionLog, settings: QASettings, codec: str) -> QAReport:
+    items = range(len(task))
+    said = {c.name: [log[task.key(k, c)] for k in items] for c in task.conditions}
+    scores = {
+        name: [task.scores(k, p.text) for k, p in zip(items, found, strict=True)]
+        for name, found in said.items()
     }
+    f1 = {name: [score["f1"] for score in of] for name, of in scores.items()}
+    seed = settings.seed
     figures = []
-    for name, of in keys.items():
-        exact = [exact_match(log[key].text, row.answers) for key, row in zip(of, rows, strict=True)]
+    for condition in task.conditions:
+        name = condition.name
         gain = retention = None
-        if name.startswith("symbols"):
+        if condition.kind == "symbols":
             gain = bootstrap(
-                f1[name], f1["none"], statistic=lambda ours, none: ours / none, seed=settings.seed
+                f1[name], f1["none"], statistic=lambda ours, none: ours / none, seed=seed
             )
             retention = bootstrap(
                 f1[name],
                 f1["none"],
                 f1["raw"],
                 statistic=lambda ours, none, raw: (ours - none) / (raw - none),
-                seed=settings.seed,
+                seed=seed,
             )
         figures.append(
             QAFigures(
                 condition=name,
-                exact_match=bootstrap(exact, seed=settings.seed),
-                f1=bootstrap(f1[name], seed=settings.seed),
-                n_positions=sum(log[key].n_positions for key in of) / len(rows),
+                exact_match=bootstrap([s["exact_match"] for s in scores[name]], seed=seed),
+                f1=bootstrap(f1[name], seed=seed),
+                n_positions=sum(p.n_positions for p in said[name]) / len(said[name]),
                 gain=gain,
                 retention=retention,
             )
         )
-    return QAReport(settings, len(rows), codec, tuple(figures))
+    return QAReport(settings, len(task), codec, tuple(figures))

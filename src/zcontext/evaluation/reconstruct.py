@@ -9,15 +9,14 @@ through their Protocols and the model through a `Judge`; it reads and writes no 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
-from zcontext.evaluation.excerpts import TextWindow, other_window
-from zcontext.evaluation.judge import Forced, Judge, Shown
+from zcontext.evaluation.excerpts import TextWindow
+from zcontext.evaluation.judge import Judge
 from zcontext.evaluation.metrics import (
     Estimate,
     bootstrap,
@@ -27,8 +26,9 @@ from zcontext.evaluation.metrics import (
     token_accuracy,
 )
 from zcontext.evaluation.progress import Progress, silent
-from zcontext.fidelity import fragile_places
-from zcontext.spans import SupportsCompress, SupportsDecompress, ZDocument
+from zcontext.evaluation.restoration import Restorer, WindowRecord
+from zcontext.fragile import fragile_places
+from zcontext.spans import SupportsCompress, SupportsDecompress
 
 RATIOS = (2.0, 4.0, 8.0, 16.0)
 
@@ -155,139 +155,73 @@ def reconstruct(
         decompressor: Restores text from them, freely.
         judge: The same model, teacher-forced.
         settings: What is measured.
-        progress: Told after every step.
+        progress: Told after every batch.
 
     Returns:
         The report.
     """
-    total = 1 + 4 * len(settings.ratios)
-    plain = judge.plain_bits([w.ids for w in windows])
-    progress("plain base", 1, total)
-    rows = []
-    for k, ratio in enumerate(settings.ratios):
-
-        def step(what: str, done: int, *, ratio: float = ratio, k: int = k) -> None:
-            progress(f"ratio {ratio:g}: {what}", 1 + 4 * k + done, total)
-
-        rows.append(
-            _measure(ratio, windows, plain, compressor, decompressor, judge, settings, step)
-        )
+    restorer = Restorer(windows, compressor=compressor, decompressor=decompressor, judge=judge)
+    total = len(windows) * len(settings.ratios)
+    rows, done = [], 0
+    for ratio in settings.ratios:
+        records: list[WindowRecord] = []
+        for start in range(0, len(windows), settings.batch):
+            items = range(start, min(start + settings.batch, len(windows)))
+            records += restorer.measure(items, ratio=ratio, depth=settings.depth)
+            done += len(items)
+            progress(f"ratio {ratio:g}", done, total)
+        rows.append(row_of(windows, records, ratio=ratio, judge=judge, seed=settings.seed))
     return ReconstructReport(settings, len(windows), compressor.codec, tuple(rows))
 
 
-def without_errata(document: ZDocument) -> ZDocument:
-    """The document as its symbols alone tell it: corrections removed.
-
-    Args:
-        document: Any document.
-
-    Returns:
-        A copy whose decompression is not exact.
-    """
-    spans = tuple(dataclasses.replace(span, errata=b"") for span in document.spans)
-    return dataclasses.replace(document, spans=spans)
-
-
-def shown_of(document: ZDocument) -> Shown:
-    """What the decompressor is shown of a window.
-
-    Args:
-        document: Of one window.
-
-    Returns:
-        Its symbols and their places.
-
-    Raises:
-        ConfigError: The window was cut in two; one pass cannot read it.
-    """
-    if len(document.spans) != 1:
-        raise ConfigError(
-            f"a window of {document.n_tokens} tokens was written as {len(document.spans)} spans; "
-            "give window_tokens that the compressor writes in one",
-            field="window_tokens",
-            value=document.n_tokens,
-        )
-    return Shown(document.symbols, document.spans[0].ends)
-
-
-def _misled(own: Shown, other: Shown) -> Shown:
-    """The other window's symbols at the places of one's own, so that only the codes are wrong."""
-    alike = len(own.symbols) == len(other.symbols)
-    return Shown(other.symbols, own.ends if alike else other.ends)
-
-
-def _measure(
-    ratio: float,
+def row_of(
     windows: Sequence[TextWindow],
-    plain: Sequence[float],
-    compressor: SupportsCompress,
-    decompressor: SupportsDecompress,
+    records: Sequence[WindowRecord],
+    *,
+    ratio: float,
     judge: Judge,
-    settings: ReconstructSettings,
-    step: Callable[[str, int], None],
+    seed: int = 0,
 ) -> ReconstructRow:
-    chosen = CompressSettings(
-        ratio=ratio, depth=settings.depth, window=max(8, settings.window_tokens)
-    )
-    started = time.perf_counter()
-    documents: list[ZDocument] = []
-    for batch in _batches(windows, settings.batch):
-        documents += compressor.compress_many([w.text for w in batch], settings=chosen)
-    compress_seconds = time.perf_counter() - started
-    step("compressed", 1)
+    """The figures of one ratio.
 
-    ids = [window.ids for window in windows]
-    shown = [shown_of(document) for document in documents]
-    right = judge.restored(ids, shown)
-    step("teacher-forced", 2)
-    others = [shown[j] for j in other_window(windows)]
-    wrong = judge.restored(ids, [_misled(a, b) for a, b in zip(shown, others, strict=True)])
-    step("shuffled", 3)
+    Args:
+        windows: What was compressed.
+        records: What came back, in the same order.
+        ratio: The ratio asked for.
+        judge: Counts the tokens of what was decoded freely.
+        seed: Of the bootstrap.
 
-    started = time.perf_counter()
-    texts: list[str] = []
-    for documents_of_batch in _batches(documents, settings.batch):
-        texts += decompressor.decompress_many([without_errata(d) for d in documents_of_batch])
-    decompress_seconds = time.perf_counter() - started
-    step("decompressed", 4)
-
-    bits = _bit_figures(plain, right, wrong, documents, settings.seed)
+    Returns:
+        The figures.
+    """
     return ReconstructRow(
         ratio=ratio,
-        depth=max(document.depth for document in documents),
-        compress_seconds=compress_seconds,
-        decompress_seconds=decompress_seconds,
-        **bits,
-        **_text_figures(windows, texts, judge, settings.seed),
+        depth=max(record.depth for record in records),
+        compress_seconds=sum(record.compress_seconds for record in records),
+        decompress_seconds=sum(record.decompress_seconds for record in records),
+        **_bit_figures(records, seed),
+        **_text_figures(windows, [record.text for record in records], judge, seed),
     )
 
 
-def _bit_figures(
-    plain: Sequence[float],
-    right: Sequence[Forced],
-    wrong: Sequence[Forced],
-    documents: Sequence[ZDocument],
-    seed: int,
-) -> dict[str, Any]:
-    n_tokens = sum(document.n_tokens for document in documents)
+def _bit_figures(records: Sequence[WindowRecord], seed: int) -> dict[str, Any]:
+    n_tokens = sum(record.n_tokens for record in records)
     # Windows are of one length, so the mean over windows is the mean over tokens. What names the
     # places of segments is told to the decompressor too, so it counts.
-    bound = sum(document.bits for document in documents) / n_tokens
-    placed = bound - sum(document.symbols.bits for document in documents) / n_tokens
-    gains = [h - forced.bits for h, forced in zip(plain, right, strict=True)]
+    bound = sum(record.stored_bits for record in records) / n_tokens
+    placed = bound - sum(record.code_bits for record in records) / n_tokens
+    gains = [record.h - record.c for record in records]
     share = bootstrap(gains, statistic=lambda gain: gain / bound, seed=seed)
     return {
-        "effective_ratio": n_tokens / sum(document.n_symbols for document in documents),
+        "effective_ratio": n_tokens / sum(record.n_symbols for record in records),
         "bound": bound,
         "placement": placed,
-        "h": bootstrap(plain, seed=seed),
-        "c": bootstrap([f.bits for f in right], seed=seed),
+        "h": bootstrap([record.h for record in records], seed=seed),
+        "c": bootstrap([record.c for record in records], seed=seed),
         "bound_share": share,
         "beats_bound": share.low > 1.0,
-        "shuffled_gap": bootstrap(
-            [w.bits - r.bits for w, r in zip(wrong, right, strict=True)], seed=seed
-        ),
-        "forced_accuracy": bootstrap([f.accuracy for f in right], seed=seed),
+        "shuffled_gap": bootstrap([record.wrong - record.c for record in records], seed=seed),
+        "forced_accuracy": bootstrap([record.accuracy for record in records], seed=seed),
     }
 
 
@@ -310,8 +244,3 @@ def _text_figures(
         "rouge_l": bootstrap(rouge_l(texts, sources), seed=seed),
         "facts_kept": bootstrap(kept, seed=seed) if kept else None,
     }
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

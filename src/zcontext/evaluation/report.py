@@ -118,7 +118,7 @@ def write_json(report: dict[str, Any], path: str | Path) -> None:
     """
     target = Path(path)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    text = json.dumps(_finite(report), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(finite(report), indent=2, ensure_ascii=False) + "\n"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(text, encoding="utf-8")
@@ -131,12 +131,19 @@ def write_json(report: dict[str, Any], path: str | Path) -> None:
         ) from error
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: a ratio over nothing is null."""
+def finite(value: Any) -> Any:
+    """A value as JSON can hold it: a ratio over nothing is null.
+
+    Args:
+        value: Numbers and texts in lists and tables.
+
+    Returns:
+        A copy whose numbers are finite.
+    """
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

@@ -1,0 +1,93 @@
+"""Conditions: in which form a context reaches a reader, and at how many positions.
+
+Everything that shares a ratio takes the same positions of the prompt: the symbols, the text cut to
+that length, and what other methods make of it. It knows names and numbers; no engine, no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["symbols", "shuffled", "raw", "none", "truncated", "peer", "evictor"]
+Reader = Literal["infer", "control"]
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the reader is given beside the question, and who reads.
+
+    Attributes:
+        kind: "symbols" of the context, "shuffled": the symbols of another one, the context "raw",
+            "none", "truncated" to as many positions as its symbols take, shortened to as many by a
+            "peer", or read whole by an "evictor" that then keeps as many.
+        ratio: Source tokens per symbol; 0 where no symbols are counted.
+        depth: Codes per symbol; None means the codec's own depth.
+        method: Name of the peer or evictor.
+        reader: "infer" is the bundle's INFER adapter, "control" the reader of raw text that
+            symbols are measured against.
+    """
+
+    kind: Kind
+    ratio: float = 0.0
+    depth: int | None = None
+    method: str = ""
+    reader: Reader = "infer"
+
+    @property
+    def label(self) -> str:
+        """Such as `symbols@4`, or `symbols@4d2` for two codes per symbol."""
+        name = self.method or self.kind
+        if self.ratio:
+            name += f"@{self.ratio:g}"
+        return name if self.depth is None else f"{name}d{self.depth}"
+
+    @property
+    def name(self) -> str:
+        """The label, and who reads where it is not INFER: `raw/control`."""
+        return self.label if self.reader == "infer" else f"{self.label}/{self.reader}"
+
+    @property
+    def is_rival(self) -> bool:
+        """Whether it is something else that could be done with the same positions."""
+        return self.kind in ("truncated", "peer", "evictor")
+
+
+RAW_CONTROL = Condition("raw", reader="control")
+NO_CONTEXT = Condition("none", reader="control")
+
+
+def all_conditions(
+    ratios: Sequence[float],
+    *,
+    depths: Sequence[int | None] = (None,),
+    peers: Sequence[str] = (),
+    evictors: Sequence[str] = (),
+    readers: Sequence[Reader] = ("infer", "control"),
+    evictor_reader: Reader = "infer",
+) -> tuple[Condition, ...]:
+    """Every condition of a full comparison, those without symbols first.
+
+    Args:
+        ratios: Source tokens per symbol.
+        depths: Codes per symbol; rivals and shuffled symbols stand beside the first of them.
+        peers: Names of methods that shorten text.
+        evictors: Names of methods that drop keys and values.
+        readers: Who reads cut and shortened text: a rival is as good as the better of them.
+        evictor_reader: On whose weights keys and values are dropped.
+
+    Returns:
+        The conditions.
+    """
+    found = [RAW_CONTROL, NO_CONTEXT, Condition("raw"), Condition("none")]
+    for ratio in ratios:
+        found += [Condition("symbols", ratio, depth) for depth in depths]
+        found.append(Condition("shuffled", ratio, depths[0]))
+        for who in readers:
+            found.append(Condition("truncated", ratio, reader=who))
+            found += [Condition("peer", ratio, method=name, reader=who) for name in peers]
+        found += [
+            Condition("evictor", ratio, method=name, reader=evictor_reader) for name in evictors
+        ]
+    return tuple(found)

@@ -1,0 +1,156 @@
+"""Pictures of a report: rate and distortion against the bound, retention against ratio.
+
+matplotlib is loaded when a picture is made, without a display. It knows the form of a report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from zcontext.errors import MissingDependencyError, StoreError
+from zcontext.evaluation.summary import comparisons
+
+RATE, RETENTION = "rate-distortion.png", "retention.png"
+SIZE = (6.4, 4.2)
+
+
+def draw_plots(report: dict[str, Any], folder: str | Path) -> list[str]:
+    """Draw whatever the report has figures for.
+
+    Args:
+        report: The report.
+        folder: Where pictures go.
+
+    Returns:
+        Names of the files written.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        StoreError: The folder cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            "plots need matplotlib: pip install 'zcontext[eval]'", extra="eval"
+        ) from error
+    written = []
+    for name, draw in ((RATE, _rate), (RETENTION, _retention)):
+        # Not pyplot, which keeps figures and a backend for the whole process.
+        figure = Figure(figsize=SIZE, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        if draw(report, figure.add_subplot()):
+            try:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                # No version or date inside: the same figures give the same file.
+                canvas.print_png(str(Path(folder, name)), metadata={"Software": None})
+            except OSError as error:
+                raise StoreError(f"cannot write {name} into {folder}: {error}") from error
+            written.append(name)
+    return written
+
+
+def _rate(report: dict[str, Any], axes: Any) -> bool:
+    """Bits saved per token over bits stored per token, one line per depth."""
+    rows = [
+        row for task in report["tasks"] if task["task"] == "reconstruct" for row in task["rows"]
+    ]
+    if not rows:
+        return False
+    lines: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        lines[row["depth"]].append(row)
+    most = max(row["bound"] for row in rows) * 1.1
+    plain = max(row["h"]["value"] for row in rows)
+    axes.plot([0, most], [0, most], color="black", linewidth=1, label="rate bound")
+    axes.axhline(plain, color="grey", linewidth=1, linestyle=":", label="h, plain base")
+    for depth, of in sorted(lines.items()):
+        of.sort(key=lambda row: row["bound"])
+        x = [row["bound"] for row in of]
+        y = [row["h"]["value"] - row["c"]["value"] for row in of]
+        # The interval of the share is that of h - c over the bound.
+        ends = [[row["bound_share"][end] * row["bound"] for row in of] for end in ("low", "high")]
+        _line(axes, x, y, ends, label=f"{depth} codes per symbol")
+        for row, at, height in zip(of, x, y, strict=True):
+            axes.annotate(
+                f"{row['ratio']:g}x", (at, height), textcoords="offset points", xytext=(4, 4)
+            )
+    axes.set(
+        xlabel="bits stored per source token",
+        ylabel="bits saved per source token, h - c",
+        title="Rate and distortion",
+        xlim=(0, most),
+        ylim=(min(0.0, *axes.get_ylim()), min(most, plain * 1.5)),
+    )
+    axes.legend(frameon=False)
+    return True
+
+
+def _retention(report: dict[str, Any], axes: Any) -> bool:
+    """Retention of symbols over ratio, one line per task; cut text beside it, dashed."""
+    drawn = False
+    for number, (task, rows) in enumerate(comparisons(report)):
+        colour = f"C{number % 10}"
+        for kind, style in (("symbols", "-"), ("truncated", ":")):
+            seen: dict[float, dict[str, Any]] = {}
+            for row in rows:
+                known = row["retention"] and row["retention"]["value"] is not None
+                if row["kind"] == kind and known:
+                    best = seen.get(row["ratio"])
+                    if best is None or row["retention"]["value"] > best["value"]:
+                        seen[row["ratio"]] = row["retention"]
+            if not seen:
+                continue
+            drawn = True
+            x = sorted(seen)
+            y = [seen[ratio]["value"] for ratio in x]
+            label = task["task"] if kind == "symbols" else None
+            if kind == "symbols":
+                ends = [[seen[ratio][end] for ratio in x] for end in ("low", "high")]
+                _line(axes, x, y, ends, label=label, color=colour)
+            else:
+                axes.plot(x, y, linestyle=style, color=colour, alpha=0.6)
+    if drawn:
+        axes.axhline(1, color="black", linewidth=1)
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.set_xscale("log", base=2)
+        axes.set(
+            xlabel="source tokens per position",
+            ylabel="retention: 0 no context, 1 raw control",
+            title="Retention (dotted: the text cut to as many positions)",
+            ylim=(-0.5, 1.5),
+        )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.legend(frameon=False, fontsize="small")
+    return drawn
+
+
+def _line(axes: Any, x: list[float], y: list[float], ends: list[list[Any]], **style: Any) -> None:
+    below = [_span(value, low) for value, low in zip(y, ends[0], strict=True)]
+    above = [_span(high, value) for value, high in zip(y, ends[1], strict=True)]
+    axes.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, **style)
+
+
+def _span(more: Any, less: Any) -> float:
+    """How far two numbers are apart; 0 where one of them is not known."""
+    if more is None or less is None or not math.isfinite(more - less):
+        return 0.0
+    return max(0.0, float(more - less))
+
+
+def relative(names: Iterable[str], folder: str) -> list[str]:
+    """Paths of pictures as a page elsewhere sees them.
+
+    Args:
+        names: Of the files.
+        folder: Where they are, as seen from the page.
+
+    Returns:
+        Paths with forward slashes.
+    """
+    return [f"{folder.rstrip('/')}/{name}" for name in names]

@@ -1,0 +1,162 @@
+"""Who answers: the INFER adapter, or the control that reads raw text.
+
+Two controls are known: another bundle, whose INFER adapter was trained on raw text, and the plain
+base with every adapter off. Both get the same prompt. They know one model each; not what is asked,
+nor how it is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Protocol
+
+import torch
+
+from zcontext.config import GenerationSettings
+from zcontext.generation import Prefill, generate
+from zcontext.model import ZLanguageModel
+from zcontext.prompts import encode_messages, encode_parts, n_positions, question_parts
+from zcontext.spans import Part, SupportsRead
+from zcontext.vocabulary import Symbols
+
+PROMPT_POSITIONS = 96
+"""Positions kept free for the wording around a context and the question in it."""
+
+Asked = tuple[str, Sequence[Part]]
+"""A question and the context to answer it from."""
+
+
+class Respondent(Protocol):
+    """Answers questions from contexts.
+
+    Attributes:
+        name: What reports call it.
+        identity: Digest of everything its answers depend on; predictions are kept under it.
+        context_length: Most positions, prompt and answer together.
+    """
+
+    name: str
+    identity: str
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, prompt and answer together."""
+
+    def answer(self, asked: Sequence[Asked], *, settings: GenerationSettings) -> list[str]:
+        """One answer per question, in order."""
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Positions that parts take."""
+
+
+class ReaderRespondent:
+    """A reader as a respondent.
+
+    Args:
+        reader: Answers, several questions together where it can (`ask_many`).
+        name: What reports call it.
+    """
+
+    def __init__(self, reader: SupportsRead, *, name: str = "INFER") -> None:
+        self.reader = reader
+        self.name = name
+        # The codec's digest leaves INFER out, and answers depend on it. What has no model (a
+        # stand-in in tests) is named by its codec.
+        model = getattr(reader, "model", None)
+        self.identity = reader.codec if model is None else infer_identity(model)
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, prompt and answer together."""
+        return self.reader.context_length
+
+    def answer(self, asked: Sequence[Asked], *, settings: GenerationSettings) -> list[str]:
+        """One answer per question, in order.
+
+        Args:
+            asked: Questions and contexts.
+            settings: How answers are generated.
+
+        Returns:
+            Their texts.
+        """
+        together = getattr(self.reader, "ask_many", None)
+        if together is not None:
+            answers = together([q for q, _ in asked], [c for _, c in asked], settings=settings)
+            return [answer.text for answer in answers]
+        return [self.reader.ask(q, c, settings=settings).text for q, c in asked]
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Positions that parts take."""
+        return self.reader.count(parts)
+
+
+class PlainBase:
+    """The base model itself, every adapter off, in the prompt that INFER gets.
+
+    Args:
+        model: Its base answers.
+    """
+
+    def __init__(self, model: ZLanguageModel) -> None:
+        self.model = model
+        self.name = "plain base"
+        self.identity = base_identity(model)
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, prompt and answer together."""
+        return self.model.context_length
+
+    def answer(self, asked: Sequence[Asked], *, settings: GenerationSettings) -> list[str]:
+        """One answer per question, in order; contexts are text.
+
+        Args:
+            asked: Questions and contexts, no symbols in them.
+            settings: How answers are generated.
+
+        Returns:
+            Their texts.
+        """
+        rows = []
+        for question, context in asked:
+            pieces = encode_messages(self.model.tokenizer, question_parts(question, context))
+            ids = [token for piece in pieces if not isinstance(piece, Symbols) for token in piece]
+            embedded = self.model.embed_tokens(torch.tensor([ids]))[0].detach()
+            n = len(ids)
+            rows.append(Prefill(embedded, torch.arange(n), n, settings.max_new_tokens))
+        found = generate(self.model, None, rows, settings=settings)
+        return [result.text for result in found]
+
+    def count(self, parts: Sequence[Part]) -> int:
+        """Positions that parts take."""
+        return n_positions(encode_parts(self.model.tokenizer, parts))
+
+
+def infer_identity(model: ZLanguageModel) -> str:
+    """Digest of what answers under INFER depend on: the codec, and the adapter it leaves out.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Hex digits.
+    """
+    digest = sha256(f"{model.codec}/{model.base.quantization}".encode())
+    for name, parameter in sorted(model.parameters_of(("infer",)).items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_identity(model: ZLanguageModel) -> str:
+    """What answers of the plain base depend on.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Its weights' digest and their precision.
+    """
+    return f"plain/{model.base.sha256}/{model.base.quantization}"

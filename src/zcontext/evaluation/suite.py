@@ -1,0 +1,296 @@
+"""The suite: which tasks a report is made of, at which sizes, from which data.
+
+It puts tasks together from data and a bench, and reads their figures from the log; it opens no
+model and no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from zcontext.config import CompressSettings, GenerationSettings
+from zcontext.errors import ConfigError
+from zcontext.evaluation.asking import ANSWER, Metric, Panel, QuestionTask
+from zcontext.evaluation.bench import Bench
+from zcontext.evaluation.conditions import Condition, all_conditions
+from zcontext.evaluation.contexts import Contexts
+from zcontext.evaluation.continuation import ContinuationTask, cut_passages
+from zcontext.evaluation.distractors import unanswerable, with_distractors
+from zcontext.evaluation.excerpts import cut_windows
+from zcontext.evaluation.needles import NEEDLE_KINDS, make_needles
+from zcontext.evaluation.questions import QARow, draw
+from zcontext.evaluation.restoration import Restorer
+from zcontext.evaluation.restoring import ReconstructTask
+from zcontext.evaluation.runner import Task
+
+LONG_CONTEXT = 1500
+"""Mean tokens from which contexts of a file are long documents: no distractors beside them."""
+
+AskedRows = tuple[str, list[QARow], Metric, str]
+"""A task of questions: name, rows, metric, and one sentence about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteSettings:
+    """How much is measured.
+
+    Attributes:
+        ratios: Source tokens per symbol.
+        depths: Codes per symbol; None means the codec's own depth.
+        seed: Of everything drawn, and of the intervals.
+        questions: Questions of a file with their passage alone.
+        hard: Questions of a file among distractors, and as many that have no answer.
+        distractors: Other passages beside the right one; 0 leaves the task out.
+        windows: Windows brought back.
+        window_tokens: Their length.
+        passages: Passages continued.
+        context_tokens: Tokens in front of a continuation.
+        following_tokens: Tokens of it.
+        needles: Needles of each kind at each length.
+        needle_tokens: Lengths of their texts; empty leaves needles out.
+        generation: How answers are generated.
+        readers: How many of the bench's readers read what rivals leave of a text.
+        evictors: Also methods that drop keys and values; they answer one question at a time.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    ratios: tuple[float, ...] = (2.0, 4.0, 8.0, 16.0)
+    depths: tuple[int | None, ...] = (None,)
+    seed: int = 0
+    questions: int = 200
+    hard: int = 100
+    distractors: int = 3
+    windows: int = 100
+    window_tokens: int = 100
+    passages: int = 40
+    context_tokens: int = 512
+    following_tokens: int = 256
+    needles: int = 20
+    needle_tokens: tuple[int, ...] = (2048, 8192, 32768)
+    generation: GenerationSettings = ANSWER
+    readers: int = 2
+    evictors: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"questions": 2, "hard": 2, "distractors": 0, "windows": 2, "window_tokens": 8}
+        least |= {
+            "passages": 2,
+            "context_tokens": 8,
+            "following_tokens": 1,
+            "needles": 2,
+            "readers": 1,
+        }
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value < lowest:
+                raise ConfigError(
+                    f"{name} must be {lowest} or more, got {value}", field=name, value=value
+                )
+        for name in ("ratios", "depths"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty: give one or more", field=name, value=())
+        for ratio in self.ratios:
+            for depth in self.depths:
+                CompressSettings(ratio=ratio, depth=depth)
+        if any(length < 64 for length in self.needle_tokens):
+            raise ConfigError(
+                f"needles need texts of 64 tokens or more, got {self.needle_tokens}",
+                field="needle_tokens",
+                value=self.needle_tokens,
+            )
+
+
+QUICK = SuiteSettings(
+    ratios=(4.0, 8.0),
+    questions=8,
+    hard=4,
+    distractors=2,
+    windows=4,
+    window_tokens=64,
+    passages=3,
+    context_tokens=256,
+    needles=2,
+    needle_tokens=(512,),
+    generation=GenerationSettings(max_new_tokens=12, stop=("\n",)),
+    readers=1,
+    evictors=False,
+)
+"""Small enough for two CPU cores in ten minutes; its intervals are wide and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteData:
+    """What is measured on; what is empty leaves its tasks out.
+
+    Attributes:
+        texts: Running text, for reconstruction and continuation.
+        questions: Rows by name of their file.
+        books: Long texts that needles are hidden in.
+    """
+
+    texts: Sequence[str] = ()
+    questions: Mapping[str, Sequence[QARow]] = field(default_factory=dict)
+    books: Sequence[str] = ()
+
+
+def build_tasks(settings: SuiteSettings, data: SuiteData, bench: Bench) -> list[Task]:
+    """The tasks of a report.
+
+    Args:
+        settings: How much is measured.
+        data: On what.
+        bench: With what.
+
+    Returns:
+        Tasks, in the order in which they are run and told.
+
+    Raises:
+        ConfigError: There are no data, or too few.
+    """
+    conditions = all_conditions(
+        settings.ratios,
+        depths=settings.depths,
+        peers=tuple(bench.peers),
+        evictors=tuple(bench.evictors) if settings.evictors else (),
+        readers=bench.readers[: settings.readers],
+        evictor_reader=bench.readers[0],
+    )
+    tasks = _text_tasks(settings, data, bench, conditions) if data.texts else []
+    contexts = Contexts(bench.compressor, peers=bench.peers)
+    panel = Panel(contexts, bench.respondents, bench.evictors, settings.generation)
+    asked = [
+        task
+        for name, rows in data.questions.items()
+        for task in _question_rows(name, rows, settings, bench)
+    ]
+    if data.books:
+        asked += _needle_rows(data.books, settings, bench)
+    tasks += [
+        QuestionTask(
+            name,
+            rows,
+            # Peers shorten contexts; where there is no answer, that is beside the point.
+            conditions=[
+                c for c in conditions if metric != "refused" or c.kind not in ("peer", "evictor")
+            ],
+            panel=panel,
+            metric=metric,
+            about=about,
+            batch=8 if _mean_tokens(rows, bench.compressor.count_tokens) < LONG_CONTEXT else 1,
+        )
+        for name, rows, metric, about in asked
+    ]
+    if not tasks:
+        raise ConfigError(
+            "there is nothing to measure on: give texts, questions or books",
+            field="data",
+            value=None,
+        )
+    return tasks
+
+
+def _text_tasks(
+    settings: SuiteSettings, data: SuiteData, bench: Bench, conditions: Sequence[Condition]
+) -> list[Task]:
+    windows = cut_windows(
+        data.texts,
+        judge=bench.judge,
+        n_tokens=settings.window_tokens,
+        limit=settings.windows,
+        seed=settings.seed,
+    )
+    restorer = Restorer(
+        windows,
+        compressor=bench.compressor,
+        decompressor=bench.decompressor,
+        judge=bench.judge,
+    )
+    passages = cut_passages(
+        data.texts,
+        judge=bench.judge,
+        n_context=settings.context_tokens,
+        n_following=settings.following_tokens,
+        limit=settings.passages,
+        seed=settings.seed,
+    )
+    return [
+        ReconstructTask(
+            restorer,
+            conditions=conditions,
+            about=f"windows of {settings.window_tokens} tokens brought back from their symbols",
+        ),
+        ContinuationTask(
+            passages,
+            conditions=conditions,
+            contexts=Contexts(bench.compressor, peers=bench.peers, keep_end=True),
+            foretellers=bench.foretellers,
+            about=f"bits per token of the {settings.following_tokens} tokens after a context of "
+            f"{settings.context_tokens}; cut text is the end of the context",
+        ),
+    ]
+
+
+def _question_rows(
+    name: str, rows: Sequence[QARow], settings: SuiteSettings, bench: Bench
+) -> list[AskedRows]:
+    """The tasks that one file of questions makes."""
+    seed, k = settings.seed, settings.distractors
+    good = [row for row in rows if row.answers]
+    passages = [row.context for row in rows]
+    if not good:
+        raise ConfigError(f"{name} has no answerable question", field="questions", value=name)
+    found: list[AskedRows] = [
+        (
+            f"qa {name}",
+            draw(good, limit=settings.questions, seed=seed),
+            "f1",
+            "questions with the passage that answers them",
+        )
+    ]
+    chosen = draw(good, limit=settings.hard, seed=seed + 1)
+    n_tokens = _mean_tokens(chosen[:20], bench.compressor.count_tokens)
+    if n_tokens > LONG_CONTEXT or len(set(passages)) <= k:
+        return found
+    if k:
+        about = f"the same with {k} other passages beside the right one, its place dealt out evenly"
+        hard = with_distractors(chosen, passages=passages, k=k, seed=seed)
+        found.append((f"qa {name} +{k}", hard, "f1", about))
+    missing = unanswerable(rows, passages=passages, limit=settings.hard, seed=seed)
+    about = "questions whose passage does not say; right is to answer `unknown`"
+    if all(row.answers for row in rows):
+        about += " (a passage without the answer was swapped in)"
+    found.append((f"unanswerable {name}", missing, "refused", about))
+    return found
+
+
+def _needle_rows(books: Sequence[str], settings: SuiteSettings, bench: Bench) -> list[AskedRows]:
+    """Every kind of needle at every length."""
+    found: list[AskedRows] = []
+    for kind in NEEDLE_KINDS:
+        for length in settings.needle_tokens:
+            rows = make_needles(
+                books,
+                kind=kind,
+                n_tokens=length,
+                limit=settings.needles,
+                count_tokens=bench.compressor.count_tokens,
+                seed=settings.seed,
+            )
+            about = f"a {kind} needle in {length:,} tokens of a book; the answer contains it"
+            found.append((f"needle {kind} {length}", rows, "contains", about))
+    return found
+
+
+def _mean_tokens(rows: Sequence[QARow], count_tokens: Callable[[str], int]) -> float:
+    some = rows[:20]
+    return sum(count_tokens(row.context) for row in some) / max(1, len(some))
+
+
+def settings_dict(settings: SuiteSettings) -> dict[str, Any]:
+    """JSON-ready form of the settings."""
+    return dataclasses.asdict(settings)

@@ -1,0 +1,317 @@
+"""The report: one command, one folder, the same figures for the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_evaluation import ByteJudge
+from test_tasks import BOOK, ROWS, ByteForeteller, Echo, Halves
+from typer.testing import CliRunner, Result
+
+from zcontext.cli import app, engines
+from zcontext.config import GenerationSettings
+from zcontext.errors import ConfigError
+from zcontext.evaluation import bench as benches
+from zcontext.evaluation.bench import Bench, open_bench
+from zcontext.evaluation.pages import page
+from zcontext.evaluation.plots import RATE, RETENTION, draw_plots
+from zcontext.evaluation.predictions import PredictionLog
+from zcontext.evaluation.respondents import ReaderRespondent
+from zcontext.evaluation.runner import run_tasks
+from zcontext.evaluation.suite import (
+    QUICK,
+    SuiteData,
+    SuiteSettings,
+    build_tasks,
+    settings_dict,
+)
+from zcontext.evaluation.summary import summarise
+from zcontext.model import ZLanguageModel
+from zcontext.testing import ByteCodec
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [f"In the winter of 19{k:02d} Anna lit the lantern of harbour {k}." for k in range(60)]
+SMALL = SuiteSettings(
+    ratios=(4.0, 8.0),
+    depths=(None, 2),
+    questions=4,
+    hard=3,
+    distractors=2,
+    windows=4,
+    window_tokens=24,
+    passages=3,
+    context_tokens=60,
+    following_tokens=20,
+    needles=2,
+    needle_tokens=(600,),
+    generation=GenerationSettings(max_new_tokens=60, stop=("\n",)),
+)
+DATA = SuiteData(TEXTS, {"towers": ROWS}, [BOOK])
+
+
+def byte_bench(codec: ByteCodec | None = None) -> Bench:
+    made = codec or ByteCodec()
+    return Bench(
+        compressor=made,
+        decompressor=made,
+        judge=ByteJudge(gain=0.5),
+        respondents={"infer": ReaderRespondent(made), "control": ReaderRespondent(made)},
+        foretellers={"infer": ByteForeteller("a"), "control": ByteForeteller("b")},
+        peers={"halves": Halves()},
+        evictors={"echo": Echo()},
+        control="a stand-in",
+    )
+
+
+def made(settings: SuiteSettings = SMALL, **changes: Any) -> dict[str, Any]:
+    bench, log = byte_bench(), PredictionLog()
+    tasks = build_tasks(settings, DATA, bench)
+    run_tasks(tasks, log=log)
+    facts = {
+        "bundle": "bytes",
+        "base": "none",
+        "quick": False,
+        "data": ["towers.jsonl"],
+        "codec": bench.compressor.codec,
+        "control": bench.control,
+        "peers": ["halves"],
+        "evictors": ["echo"],
+        "settings": settings_dict(settings),
+    }
+    return summarise(tasks, log, seed=settings.seed, facts=facts | changes, run={"seconds": 1.0})
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    return made()
+
+
+def test_a_report_has_every_task_that_there_are_data_for(report: dict[str, Any]) -> None:
+    assert [task["task"] for task in report["tasks"]] == [
+        "reconstruct",
+        "continuation",
+        "qa towers",
+        "qa towers +2",
+        "unanswerable towers",
+        "needle sentence 600",
+        "needle key-value 600",
+    ]
+    with pytest.raises(ConfigError, match="nothing to measure"):
+        build_tasks(SMALL, SuiteData(), byte_bench())
+
+
+def test_the_same_seed_gives_the_same_report(report: dict[str, Any]) -> None:
+    assert made() == report
+    other = made(dataclasses.replace(SMALL, seed=7))
+    assert other["tasks"] != report["tasks"]
+
+
+def test_every_figure_of_quality_has_an_interval(report: dict[str, Any]) -> None:
+    n = 0
+    for task in report["tasks"]:
+        for row in task["rows"]:
+            for value in (*row.get("figures", {}).values(), row.get("retention")):
+                if value is not None:
+                    n += 1
+                    assert set(value) == {"value", "low", "high", "n"}
+    assert n > 100
+
+
+def test_figures_that_beat_the_bound_are_named_as_bugs(report: dict[str, Any]) -> None:
+    assert report["bugs"] == []
+    (restored, *rest) = report["tasks"]
+    rows = [{**row, "beats_bound": True} for row in restored["rows"]]
+    from zcontext.evaluation.summary import bugs
+
+    found = list(bugs({"tasks": [{**restored, "rows": rows}, *rest]}))
+    assert len(found) == len(rows)
+    assert "bug" in page({**report, "bugs": found}, title="T")
+
+
+def test_the_page_has_the_headline_the_losses_and_every_task(report: dict[str, Any]) -> None:
+    text = page(report, title="Report", plots=["there/retention.png"])
+    for task in report["tasks"]:
+        assert f"\n## {task['task'][0].upper()}{task['task'][1:]}\n" in text
+        assert task["about"] in text
+    assert text.index("## Retention") < text.index("## Where we lose")
+    assert "![retention](there/retention.png)" in text
+    assert "a stand-in" in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert not re.search(r"\bnan\b|\binf\b|None", text)
+
+
+def test_what_is_lost_is_said(report: dict[str, Any]) -> None:
+    loss = {"value": -0.4, "low": -0.5, "high": -0.3, "n": 9}
+    entries = [
+        {"task": "qa", "condition": "symbols@4", "positions": 9.0, "kind": kind, "to": to}
+        | {"difference": loss}
+        for kind, to in (("peer", "halves@4/control"), ("shuffled", "shuffled@4"))
+    ]
+    text = page({**report, "lost": entries}, title="T")
+    assert "| qa | symbols@4 | 9 | halves@4/control | -0.400 [-0.500, -0.300] |" in text
+    assert "perhaps not read at all: symbols@4 (qa)" in text
+
+
+def test_plots_are_drawn_and_the_same_twice(report: dict[str, Any], tmp_path: Path) -> None:
+    assert draw_plots(report, tmp_path) == [RATE, RETENTION]
+    first = [(tmp_path / name).read_bytes() for name in (RATE, RETENTION)]
+    draw_plots(json.loads(json.dumps(report)), tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in (RATE, RETENTION)] == first
+    assert draw_plots({"tasks": []}, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ratios": ()},
+        {"ratios": (0.5,)},
+        {"depths": (9,)},
+        {"questions": 1},
+        {"distractors": -1},
+        {"needle_tokens": (10,)},
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        dataclasses.replace(SMALL, **changes)
+
+
+def test_quick_is_a_small_part_of_the_whole() -> None:
+    for name in ("questions", "hard", "windows", "passages", "needles"):
+        assert getattr(QUICK, name) <= getattr(SuiteSettings(), name) / 4
+
+
+# -- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    lines = [{"context": r.context, "question": r.question, "answers": r.answers} for r in ROWS]
+    (tmp_path / "towers.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    model = SimpleNamespace(base=SimpleNamespace(name="somewhere/base.gguf"))
+    monkeypatch.setattr(engines, "open_engines", lambda *o: SimpleNamespace(model=model))
+    monkeypatch.setattr(benches, "open_bench", lambda model, **options: byte_bench())
+
+    def invoke(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["eval", "report", *arguments])
+
+    return invoke
+
+
+def test_the_command_writes_a_folder_and_goes_on_in_it(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    arguments = ("--questions", "towers.jsonl", "--out", "r", "--limit", "4", "--distractors", "2")
+    first = run(*arguments, "--quick", "--seed", "3", "--bundle", "some/where/mine")
+    assert first.exit_code == 0, first.output
+    assert "to go for" in first.output or "done in" in first.output
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    # Answers of twelve bytes are all wrong, so nothing is retained and there is nothing to draw.
+    assert names == {"predictions.jsonl", "report.json", "report.md"}
+    found = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert (found["bundle"], found["base"], found["seed"]) == ("mine", "base.gguf", 3)
+    assert found["settings"]["ratios"] == [4.0, 8.0]
+    n = len((tmp_path / "r" / "predictions.jsonl").read_text().splitlines())
+    again = run(*arguments, "--quick", "--seed", "3", "--bundle", "some/where/mine")
+    assert again.exit_code == 0, again.output
+    assert len((tmp_path / "r" / "predictions.jsonl").read_text().splitlines()) == n
+    second = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert {**second, "run": None} == {**found, "run": None}
+
+
+def test_files_of_one_name_and_no_data_are_refused(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "towers.jsonl").write_text((tmp_path / "towers.jsonl").read_text())
+    found = run("--questions", "towers.jsonl", "--questions", "deep/towers.jsonl", "--out", "r")
+    assert found.exit_code == 1
+    assert "one name" in found.output
+    nothing = run("--out", "r")
+    assert nothing.exit_code == 1
+    assert "nothing to measure" in nothing.output
+
+
+def test_the_command_shows_an_example() -> None:
+    found = CliRunner().invoke(app, ["eval", "report", "--help"], env={"COLUMNS": "200"})
+    assert found.exit_code == 0
+    assert "zcontext eval report" in found.output.partition("Example:")[2]
+
+
+# -- the page of the docs -----------------------------------------------------------------------
+
+
+def test_the_docs_page_is_made_from_the_report(report: dict[str, Any], tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(
+        "generate_benchmarks_page", ROOT / "scripts" / "generate_benchmarks_page.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder, at = tmp_path / "results" / "report", tmp_path / "docs" / "benchmarks.md"
+    folder.mkdir(parents=True)
+    assert "No report has been published yet" in script.make_page(folder, at=at)
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "retention.png").write_bytes(b"")
+    timed = {"kv_bytes": 400, "first_token_seconds": 1.0}
+    span = {"ratio": 4.0, "compress_over_prefill": 2.5, "first_token_speedup": 1.5}
+    span |= {"total_speedup": 0.9, "cached_total_speedup": 0.8, "break_even_questions": None}
+    cost = {
+        "machine": {"cpu": "a chip", "threads": 2, "torch": "2"},
+        "answer_tokens": 16,
+        "repeats": 3,
+        "rows": [{"n_tokens": 1000, "raw": timed, "spans": [{**span, "stored": timed}]}],
+    }
+    (folder.parent / "cost.json").write_text(json.dumps(cost))
+    arguments = ["--report", str(folder), "--page", str(at)]
+    assert script.main([*arguments, "--check"]) == 1
+    assert script.main(arguments) == 0
+    assert script.main([*arguments, "--check"]) == 0
+    text = at.read_text()
+    assert "## Where we lose" in text
+    assert "(../results/report/retention.png)" in text
+    assert "| 1,000 | 4 | 2.50 | 1.50 | 0.90 | 0.80 | never | 1.00 |" in text
+    assert "never paid back: 1,000 tokens at ratio 4." in text
+    assert str(tmp_path) not in text
+
+
+# -- a real model -------------------------------------------------------------------------------
+
+
+def test_a_real_model_is_reported_from_end_to_end(tiny_model: ZLanguageModel) -> None:
+    settings = dataclasses.replace(
+        SMALL,
+        ratios=(8.0,),
+        depths=(None,),
+        questions=2,
+        hard=2,
+        distractors=1,
+        windows=2,
+        passages=2,
+        needle_tokens=(),
+        generation=GenerationSettings(max_new_tokens=2),
+    )
+    bench = open_bench(tiny_model, with_peers=False)
+    tasks, log = build_tasks(settings, DATA, bench), PredictionLog()
+    run_tasks(tasks, log=log)
+    found = summarise(tasks, log, seed=0, facts={}, run={})
+    rows = {row["condition"]: row for row in found["tasks"][1]["rows"]}
+    assert rows["symbols@8"]["n_positions"] < rows["raw"]["n_positions"] / 6
+    assert 4 < rows["raw/control"]["figures"]["bits"]["value"] < 12
+    assert not found["bugs"]
+    # A second bundle in the control's place is another reader.
+    other = open_bench(tiny_model, control=tiny_model, control_name="c", with_peers=False)
+    assert "c, trained on raw text" in other.control
+    ours, theirs = bench.respondents["control"], other.respondents["control"]
+    assert ours.identity != theirs.identity == other.respondents["infer"].identity

@@ -113,7 +113,7 @@ def pieces_of(
         lost = span.fidelity.lost if span.fidelity else ()
         if span.ends is None or starts is None:
             text = source[span.chars.start : span.chars.end]
-            pieces.append(Piece(_visible(text), len(span.tokens), len(span.symbols), lost))
+            pieces.append(Piece(visible(text), len(span.tokens), len(span.symbols), lost))
         else:
             pieces += _segments(span, source, starts)
     return tuple(pieces)
@@ -128,7 +128,7 @@ def _segments(span: ZSpan, source: str, starts: Sequence[int]) -> list[Piece]:
         last = end == len(span.tokens)
         to = span.chars.end if last else starts[span.tokens.start + end]
         if to > begin or last:
-            pieces.append(Piece(_visible(source[begin:to]), n_tokens, n_symbols))
+            pieces.append(Piece(visible(source[begin:to]), n_tokens, n_symbols))
             begin, n_tokens, n_symbols = to, 0, 0
     return pieces
 
@@ -239,8 +239,15 @@ def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _visible(text: str) -> str:
-    """Control characters as their pictures, so that shown text cannot steer a terminal."""
+def visible(text: str) -> str:
+    """Control characters as their pictures, so that shown text cannot steer a terminal.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        As many characters, none of which moves what follows it.
+    """
     return text.translate(_PICTURES)
 
 

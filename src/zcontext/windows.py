@@ -102,6 +102,56 @@ class WindowPlan:
                 f"{self.window}: give an integer in 0..{self.window - 1}."
             )
 
+    @classmethod
+    def sliding(cls, *, window: int, stride: int) -> WindowPlan:
+        """Windows that move on by a stride: each but the first writes the last `stride` tokens.
+
+        Args:
+            window: Tokens read in one forward pass.
+            stride: Tokens by which the next window starts later, and which it writes.
+
+        Returns:
+            The plan with `window - stride` tokens of context.
+
+        Raises:
+            WindowError: if `stride` is not in 1..window.
+        """
+        if not _is_count(stride) or not 1 <= stride <= window:
+            raise WindowError(
+                f"stride={stride!r} tokens: give an integer in 1..{window}, the window's length."
+            )
+        return cls(window=window, context=window - stride)
+
+    @classmethod
+    def paper(cls) -> WindowPlan:
+        """The setting of arXiv 2603.25340: windows of 1,024 tokens at a stride of 256."""
+        return cls.sliding(window=1024, stride=256)
+
+    @property
+    def stride(self) -> int:
+        """Tokens that every window but the first writes at most: window less context."""
+        return self.window - self.context
+
+    def overlapping(self, n_tokens: int) -> tuple[Extent, ...]:
+        """The windows as what they read, each to be written whole and apart from the others.
+
+        Neighbours share `context` tokens, so their symbols for these can be compared.
+
+        Args:
+            n_tokens: Length of the document.
+
+        Returns:
+            Extents that start every `stride` tokens; the last one ends with the document.
+
+        Raises:
+            WindowError: if `n_tokens` is negative.
+        """
+        if not _is_count(n_tokens):
+            raise WindowError(f"n_tokens={n_tokens!r}: give an integer of 0 or more.")
+        n_more = -(-max(0, n_tokens - self.window) // self.stride)
+        starts = range(0, n_more * self.stride + 1, self.stride) if n_tokens else ()
+        return tuple(Extent(at, min(n_tokens, at + self.window)) for at in starts)
+
     def cover(
         self,
         n_tokens: int,

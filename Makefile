@@ -59,6 +59,14 @@ demo: $(RUNTIME) ## Install, then compress a document, show it back and answer t
 test: $(DEVELOPMENT) ## Install, then run every test (no network)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
+FUZZED := written_form documents errata ends settings literals stores
+
+.PHONY: fuzz
+fuzz: $(DEVELOPMENT) ## Fuzz every parser for a minute each, guided by coverage (pip install -e '.[fuzz]')
+	for parser in $(FUZZED); do \
+	  $(BIN)/python tests/fuzz/parsers.py $$parser -max_total_time=$${SECONDS_EACH:-60} || exit 1; \
+	done
+
 .PHONY: check
 check: $(DEVELOPMENT) ## Formatting, lint, types, docstrings and the generated page, as CI does
 	$(BIN)/ruff format --check .

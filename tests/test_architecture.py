@@ -31,12 +31,12 @@ HOSTS = {"langchain", "langchain_core", "langchain_classic", "langchain_text_spl
 }
 FLOORS = {
     0: "errors packing placement symbols vocabulary windows zspan errata documents spans config "
-    "accounting sqlite_store store testing",
-    1: "segmentation relaxation codebook caches passes",
+    "accounting sqlite_store store testing fragile literals pruning sizes byte_spans",
+    1: "segmentation relaxation codebook upkeep caches passes",
     2: "bases loading gguf nf4 four_bit tokenization adapters sealing bundle bundles model",
     3: "prompts text_feed prefixes writing drafts generation compressor decompressor inferencer "
-    "readers fidelity assurance budget",
-    4: "training evaluation polysemy inspection export",
+    "readers layouts pruner fidelity assurance budget thinking",
+    4: "training evaluation polysemy inspection overlaps export",
     5: "integrations cli",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}

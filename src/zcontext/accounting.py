@@ -317,7 +317,7 @@ class Ledger:
         """Book a document: positions, bytes stored instead of UTF-8, and KV bytes."""
         self.record(
             before=Count(document.n_tokens, "positions"),
-            after=Count(document.n_symbols, "positions"),
+            after=Count(document.n_positions, "positions"),
         )
         stored = -(-document.total_bits // 8)
         self.record(
@@ -326,7 +326,7 @@ class Ledger:
         if (each := self.kv_bytes_per_position) is not None:
             self.record(
                 before=Count(document.n_tokens * each, "kv_bytes"),
-                after=Count(document.n_symbols * each, "kv_bytes"),
+                after=Count(document.n_positions * each, "kv_bytes"),
             )
         with self._lock:
             self._n_documents += 1

@@ -18,10 +18,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-from zcontext.decompressor import lay_out
 from zcontext.drafts import Draft
 from zcontext.errata import Errata, edits_between
 from zcontext.fidelity import Reading, read_span, with_fidelity
+from zcontext.layouts import lay_out
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.tokenization import decoded
@@ -67,7 +67,7 @@ class Assurance:
         before = Symbols(draft.earlier, draft.vocabulary.size, draft.vocabulary.tag)
         n_tokens = len(span.tokens)
         layout = lay_out(self._model, before, span.symbols, n_tokens, ends=span.ends)
-        reading = read_span(self._model, layout, _ids(draft, span))
+        reading = read_span(self._model, layout, _ids(draft, span)).sparing(span)
         wanting = reading.accuracy < settings.floor and settings.on_low_fidelity == "finer"
         if wanting and draft.finer():
             return None
@@ -80,12 +80,20 @@ class Assurance:
         document = draft.finish()
         if not draft.settings.measures:
             return document
-        document = with_fidelity(document, draft.text, draft.tokens, self._readings)
+        taken = iter(self._readings)
+        readings = [
+            Reading.of_text(len(span.tokens)) if span.is_literal else next(taken)
+            for span in document.spans
+        ]
+        document = with_fidelity(document, draft.text, draft.tokens, readings)
         if not draft.settings.exact:
             return document
-        spans = zip(document.spans, self._readings, strict=True)
+        spans = zip(document.spans, readings, strict=True)
         corrected = tuple(
-            dataclasses.replace(span, errata=self._errata(span, reading)) for span, reading in spans
+            span
+            if span.is_literal
+            else dataclasses.replace(span, errata=self._errata(span, reading))
+            for span, reading in spans
         )
         return dataclasses.replace(document, spans=corrected)
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from zcontext.config import MAX_RATIO, MIN_RATIO
 from zcontext.errors import ConfigError
+from zcontext.literals import symbols_beside
 
 __all__ = [
     "RATIOS",
@@ -62,6 +63,7 @@ class Candidate:
         n_stored: Symbols of a document that is there already; None if there is none. Finer ones
             are then not planned, since writing them anew would have to run the model.
         compressible: Whether symbols may be written for it.
+        n_literal: Tokens of it that stay text between newly written symbols.
 
     Raises:
         ConfigError: if a count is negative.
@@ -71,9 +73,10 @@ class Candidate:
     score: float | None = None
     n_stored: int | None = None
     compressible: bool = True
+    n_literal: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "n_stored"):
+        for name in ("n_tokens", "n_stored", "n_literal"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 0):
                 raise ConfigError(
@@ -217,7 +220,8 @@ def _ladder(
     if candidate.compressible and n_tokens:
         finest = n_tokens if n_stored is None else n_stored
         for ratio in sorted(ratios):
-            n_symbols = max(1, math.floor(n_tokens / ratio))
+            n_literal = min(candidate.n_literal, n_tokens)
+            n_symbols = n_literal + symbols_beside(n_tokens, n_literal, ratio=ratio)
             if n_symbols < finest:
                 share = min(max(retention(n_tokens / n_symbols), 0.0), 1.0)
                 forms.append(Choice("symbols", n_symbols, share))

@@ -16,6 +16,7 @@ from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
 from zcontext.config import DEFAULT_RATIO, CompressSettings
 from zcontext.drafts import Draft
 from zcontext.errors import ConfigError
+from zcontext.fragile import protected_places
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.store import SpanStore, store_key
@@ -124,6 +125,7 @@ class ZCompressor:
         max_symbols: int | None = None,
         bits_per_symbol: float | None = None,
         depth: int | None = None,
+        question: str | None = None,
     ) -> ZDocument:
         """One text as a document; keywords given replace those of `settings`.
 
@@ -135,6 +137,7 @@ class ZCompressor:
             max_symbols: Hard cap on the document's symbols.
             bits_per_symbol: Surprisal that one symbol stands for.
             depth: Codes per symbol.
+            question: What will be asked of the text; read in front of it and not written.
 
         Returns:
             The document; without spans for the empty text.
@@ -146,7 +149,9 @@ class ZCompressor:
                 a token for.
             StoreError: The store cannot be read or written.
         """  # noqa: DOC502 - some raised by the steps
-        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth)
+        chosen = self._chosen(
+            settings, ratio, max_symbols, bits_per_symbol, depth, question=question
+        )
         return self._compress_all([text], chosen)[0]
 
     def compress_many(
@@ -232,12 +237,13 @@ class ZCompressor:
 
     def _spans(self, draft: Draft) -> Iterator[ZSpan]:
         held = Assurance(self.model, draft)
+        given = 0
         while not draft.done:
-            span = held.take(self._writer.write([draft.task()])[0])
-            if span is not None and not draft.settings.measures:
-                yield span
-        if draft.settings.measures:
-            yield from held.finish().spans
+            held.take(self._writer.write([draft.task()])[0])
+            if not draft.settings.measures:
+                yield from draft.spans[given:]
+                given = len(draft.spans)
+        yield from held.finish().spans[given:]
 
     def _chosen(
         self,
@@ -246,10 +252,16 @@ class ZCompressor:
         max_symbols: int | None,
         bits_per_symbol: float | None,
         depth: int | None,
+        *,
+        question: str | None = None,
     ) -> CompressSettings:
         """Settings in force, every default filled in, checked against the model."""
         chosen = (settings or self._settings).replace(
-            ratio=ratio, max_symbols=max_symbols, bits_per_symbol=bits_per_symbol, depth=depth
+            ratio=ratio,
+            max_symbols=max_symbols,
+            bits_per_symbol=bits_per_symbol,
+            depth=depth,
+            question=question,
         )
         if chosen.ratio is chosen.max_symbols is chosen.bits_per_symbol is None:
             chosen = chosen.replace(ratio=DEFAULT_RATIO)
@@ -263,27 +275,42 @@ class ZCompressor:
                 field="depth",
                 value=chosen.depth,
             )
-        if (chosen.window or 0) + chosen.memory > self.model.context_length:
+        n_asked = len(self._question_ids(chosen))
+        if (chosen.window or 0) + chosen.memory + n_asked > self.model.context_length:
+            asked = f" and a question of {n_asked} tokens" if n_asked else ""
             raise ConfigError(
-                f"window={chosen.window} tokens and memory={chosen.memory} symbols need more than "
-                f"the {self.model.context_length} positions of the base; lower one of them",
+                f"window={chosen.window} tokens and memory={chosen.memory} symbols{asked} need "
+                f"more than the {self.model.context_length} positions of the base; lower one of "
+                "them",
                 field="window",
                 value=chosen.window,
             )
         return chosen
+
+    def _question_ids(self, settings: CompressSettings) -> list[int]:
+        return self._tokens.ids(settings.question + "\n\n") if settings.question else []
 
     def _guarded(self, text: str, settings: CompressSettings) -> str:
         utf8_bytes(text)
         return self.vocabulary.guard(text, on_symbols=settings.on_symbols)
 
     def _draft(self, text: str, settings: CompressSettings) -> Draft:
-        tokens = self._tokens.locate(text, max_tokens=settings.max_tokens)
+        # What spells symbols by itself, though not in its sentence, is not kept but compressed.
+        protected = [
+            (begin, end)
+            for begin, end in protected_places(text, settings.protect)
+            if self.vocabulary.guard(text[begin:end], on_symbols="drop") == text[begin:end]
+        ]
+        breaks = [edge for place in protected for edge in place]
+        tokens = self._tokens.locate(text, max_tokens=settings.max_tokens, breaks=breaks)
         return Draft.of(
             text,
             tokens,
             settings=settings,
             vocabulary=self.vocabulary,
             mean_surprisal=self.model.config.mean_surprisal,
+            question=self._question_ids(settings),
+            protected=protected,
         )
 
     def _compress_all(

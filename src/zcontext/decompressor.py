@@ -12,115 +12,28 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
-from torch import Tensor
 
 from zcontext.config import DEFAULT_RATIO, GenerationSettings
 from zcontext.errata import Errata
-from zcontext.errors import (
-    CodecMismatchError,
-    ConfigError,
-    ContextOverflowError,
-    CorruptSpanError,
-)
+from zcontext.errors import CodecMismatchError, ConfigError, CorruptSpanError
 from zcontext.generation import Decoding, Prefill, generate
+from zcontext.layouts import SpanLayout, embed_symbols, lay_out, span_layouts
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.text_feed import TextFeed
-from zcontext.tokenization import decoded
+from zcontext.tokenization import decoded, text_tokenizer
 from zcontext.vocabulary import Symbols
 
+__all__ = [
+    "Restorable",
+    "SpanLayout",
+    "ZDecompressor",
+    "embed_symbols",
+    "lay_out",
+    "span_layouts",
+]
+
 Restorable = ZDocument | ZSpan | Symbols
-
-
-def embed_symbols(model: ZLanguageModel, symbols: Symbols) -> Tensor:
-    """What a reader is given for symbols.
-
-    Args:
-        model: The model.
-        symbols: Of its codec.
-
-    Returns:
-        `[n_symbols, hidden]`.
-    """
-    if not len(symbols):
-        return torch.zeros(0, model.hidden_size, device=model.device, dtype=model.base.dtype)
-    with torch.no_grad():
-        return model.embed_codes(torch.tensor(symbols.codes).unsqueeze(0))[0]
-
-
-@dataclass(frozen=True, slots=True)
-class SpanLayout:
-    """Symbols in front of a text, as the decompressor was trained on them.
-
-    Attributes:
-        symbols: Embeddings of memory and span, `[n_memory + n_symbols, hidden]`.
-        positions: Their positions: memory consecutive, the span's where segments end.
-        n_memory: Symbols of memory; the start token stands at this position.
-        n_tokens: Length of the text.
-    """
-
-    symbols: Tensor
-    positions: Tensor
-    n_memory: int
-    n_tokens: int
-
-
-def lay_out(
-    model: ZLanguageModel,
-    memory: Symbols,
-    symbols: Symbols,
-    n_tokens: int,
-    *,
-    ends: Sequence[int] | None = None,
-) -> SpanLayout:
-    """Lay out one span.
-
-    Args:
-        model: The model that reads.
-        memory: Symbols that stood before the span when it was written.
-        symbols: Of the span.
-        n_tokens: Tokens they stand for.
-        ends: Where their segments end; None spreads them evenly.
-
-    Returns:
-        The layout.
-
-    Raises:
-        ContextOverflowError: It needs more positions than the base has.
-    """
-    m = len(memory)
-    if m + 1 + n_tokens > model.context_length:
-        raise ContextOverflowError(
-            f"a span of {n_tokens:,} tokens behind {m:,} symbols of memory needs "
-            f"{m + 1 + n_tokens:,} positions, the base has {model.context_length:,}; compress "
-            "with a smaller window"
-        )
-    if ends is None:
-        spread = model.spread_positions(len(symbols), n_tokens) + m
-    else:
-        spread = torch.tensor(ends) + m
-    embeddings = torch.cat([embed_symbols(model, memory), embed_symbols(model, symbols)])
-    return SpanLayout(embeddings, torch.cat([torch.arange(m), spread]), m, n_tokens)
-
-
-def span_layouts(model: ZLanguageModel, document: ZDocument) -> Iterator[SpanLayout]:
-    """Lay out every span of a document, each behind the memory it was written with.
-
-    Args:
-        model: The model that reads.
-        document: Of its codec.
-
-    Yields:
-        One layout per span, in order.
-
-    Raises:
-        ContextOverflowError: A span needs more positions than the base has.
-    """  # noqa: DOC502 - raised by lay_out
-    memory = Symbols((), document.size, document.codec[:4])
-    for span in document.spans:
-        yield lay_out(model, memory, span.symbols, len(span.tokens), ends=span.ends)
-        if document.memory:
-            memory = (memory + span.symbols)[-document.memory :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +41,12 @@ class _Job:
     """One text to be read back.
 
     Attributes:
-        rows: A prompt for each span.
+        rows: A prompt for each span, or its text.
         errata: Of each span; empty if there are none at all.
         text_sha256: What the text must be; None if that is not known.
     """
 
-    rows: tuple[Prefill, ...]
+    rows: tuple[Prefill | str, ...]
     errata: tuple[Errata, ...] = ()
     text_sha256: str | None = None
 
@@ -257,9 +170,13 @@ class ZDecompressor:
         chosen = (settings or GenerationSettings()).replace(stop=())
         return self._exact_stream(job, chosen) if job.errata else self._stream(job.rows, chosen)
 
-    def _stream(self, rows: Sequence[Prefill], settings: GenerationSettings) -> Iterator[str]:
+    def _stream(self, rows: Sequence[Prefill | str], settings: GenerationSettings) -> Iterator[str]:
         feed = TextFeed(self.model.tokenizer)
         for row in rows:
+            if isinstance(row, str):
+                yield feed.finish() + row
+                feed = TextFeed(self.model.tokenizer)
+                continue
             decoding = Decoding(self.model, "decompress", [row], settings=settings)
             while not decoding.done:
                 for emitted in decoding.step():
@@ -271,8 +188,11 @@ class ZDecompressor:
     def _exact_stream(self, job: _Job, settings: GenerationSettings) -> Iterator[str]:
         digest = sha256()
         for row, errata in zip(job.rows, job.errata, strict=True):
-            (made,) = generate(self.model, "decompress", [row], settings=settings)
-            text = errata.apply(decoded(self.model.tokenizer, made.ids))
+            if isinstance(row, str):
+                text = row
+            else:
+                (made,) = generate(self.model, "decompress", [row], settings=settings)
+                text = errata.apply(decoded(self.model.tokenizer, made.ids))
             digest.update(text.encode("utf-8", "replace"))
             if text:
                 yield text
@@ -280,29 +200,45 @@ class ZDecompressor:
 
     def _texts(self, jobs: Sequence[_Job], settings: GenerationSettings | None) -> list[str]:
         chosen = (settings or GenerationSettings()).replace(stop=())
-        places = [(at, n) for at, job in enumerate(jobs) for n in range(len(job.rows))]
+        prompts = {
+            (at, n): row
+            for at, job in enumerate(jobs)
+            for n, row in enumerate(job.rows)
+            if isinstance(row, Prefill)
+        }
         # Longest first: rows of one pass then end at about the same time.
-        places.sort(key=lambda place: -jobs[place[0]].rows[place[1]].max_new_tokens)
+        places = sorted(prompts, key=lambda place: -prompts[place].max_new_tokens)
         ids: dict[tuple[int, int], tuple[int, ...]] = {}
         for start in range(0, len(places), self._batch_size):
             together = places[start : start + self._batch_size]
-            prompts = [jobs[at].rows[n] for at, n in together]
-            results = generate(self.model, "decompress", prompts, settings=chosen)
+            rows = [prompts[place] for place in together]
+            results = generate(self.model, "decompress", rows, settings=chosen)
             ids.update((place, r.ids) for place, r in zip(together, results, strict=True))
-        tokenizer = self.model.tokenizer
         texts = []
         for at, job in enumerate(jobs):
-            made = [ids[at, n] for n in range(len(job.rows))]
+            made = [row if isinstance(row, str) else ids[at, n] for n, row in enumerate(job.rows)]
+            text = self._text(made, job.errata)
             if job.errata:
-                spans = zip(job.errata, made, strict=True)
-                text = "".join(errata.apply(decoded(tokenizer, row)) for errata, row in spans)
                 job.check(sha256(text.encode("utf-8", "replace")).hexdigest())
-            else:
-                feed = TextFeed(tokenizer)
-                pieces = [feed.push(token) for row in made for token in row]
-                text = "".join([*pieces, feed.finish()])
             texts.append(text)
         return texts
+
+    def _text(self, made: Sequence[tuple[int, ...] | str], errata: Sequence[Errata]) -> str:
+        """What was generated and what is text, in order, corrected."""
+        tokenizer = self.model.tokenizer
+        pieces: list[str] = []
+        if errata:
+            for each, row in zip(errata, made, strict=True):
+                pieces.append(row if isinstance(row, str) else each.apply(decoded(tokenizer, row)))
+            return "".join(pieces)
+        feed = TextFeed(tokenizer)
+        for row in made:
+            if isinstance(row, str):
+                pieces += [feed.finish(), row]
+                feed = TextFeed(tokenizer)
+            else:
+                pieces += [feed.push(token) for token in row]
+        return "".join([*pieces, feed.finish()])
 
     def _job(
         self, document: Restorable, n_tokens: int | None, settings: GenerationSettings | None
@@ -312,7 +248,8 @@ class ZDecompressor:
         spans: tuple[ZSpan, ...] = ()
         if not isinstance(document, Symbols):
             spans = document.spans if isinstance(document, ZDocument) else (document,)
-        if not any(span.errata for span in spans):
+        exact = isinstance(document, ZDocument) and document.exact and bool(spans)
+        if not exact and not any(span.errata for span in spans):
             return _Job(tuple(rows))
         if settings is not None and settings.temperature > 0:
             raise ConfigError(
@@ -326,15 +263,17 @@ class ZDecompressor:
             for span in spans
         )
         corrected = tuple(
-            dataclasses.replace(row, corrections=dict(e.tokens))
+            row
+            if isinstance(row, str)
+            else dataclasses.replace(row, corrections={**row.corrections, **dict(e.tokens)})
             for row, e in zip(rows, errata, strict=True)
         )
-        if isinstance(document, ZDocument) and document.exact:
+        if isinstance(document, ZDocument) and exact:
             return _Job(corrected, errata, document.text_sha256)
         return _Job(corrected, errata)
 
-    def _rows(self, document: Restorable, n_tokens: int | None) -> list[Prefill]:
-        """One prompt per span, checked."""
+    def _rows(self, document: Restorable, n_tokens: int | None) -> list[Prefill | str]:
+        """One prompt per span, or its text; checked."""
         model, vocabulary = self.model, self.model.vocabulary
         if not isinstance(document, Symbols) and n_tokens is not None:
             raise ConfigError(
@@ -355,7 +294,10 @@ class ZDecompressor:
                     "again"
                 )
             vocabulary.check(document.symbols)
-            return [self._row(layout, forced=True) for layout in span_layouts(model, document)]
+            layouts = zip(document.spans, span_layouts(model, document), strict=True)
+            return [self._span_row(span, layout) for span, layout in layouts]
+        if isinstance(document, ZSpan) and document.is_literal:
+            return [document.literals[0].text]
         symbols = document.symbols if isinstance(document, ZSpan) else document
         ends = document.ends if isinstance(document, ZSpan) else None
         vocabulary.check(symbols)
@@ -366,7 +308,27 @@ class ZDecompressor:
         length = n_tokens or round(DEFAULT_RATIO * len(symbols))
         nothing = Symbols((), vocabulary.size, vocabulary.tag)
         layout = lay_out(model, nothing, symbols, length, ends=ends)
+        if isinstance(document, ZSpan):
+            return [self._span_row(document, layout)]
         return [self._row(layout, forced=n_tokens is not None)]
+
+    def _span_row(self, span: ZSpan, layout: SpanLayout) -> Prefill | str:
+        """The prompt of a span, whose literals stand in its text whatever the model says."""
+        if span.is_literal:
+            return span.literals[0].text
+        row = self._row(layout, forced=True)
+        plain = text_tokenizer(self.model.tokenizer)
+        known: dict[int, int] = {}
+        for literal in span.literals:
+            ids = plain.ids(literal.text)
+            if len(ids) != len(literal.tokens):
+                raise CorruptSpanError(
+                    f"the literal {literal.text[:20]!r} is {len(ids)} tokens of this base, the "
+                    f"span says {len(literal.tokens)}: it was altered, or written with another "
+                    "tokenizer. Compress the source text again"
+                )
+            known.update(zip(range(literal.tokens.start, literal.tokens.end), ids, strict=True))
+        return dataclasses.replace(row, corrections=known)
 
     def _row(self, layout: SpanLayout, *, forced: bool) -> Prefill:
         model, m, n = self.model, layout.n_memory, layout.n_tokens

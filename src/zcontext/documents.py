@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import groupby
 from typing import Any, Final
 
 from zcontext.errors import CorruptSpanError, ZContextError
@@ -31,9 +32,10 @@ from zcontext.zspan import (
     write_span,
 )
 
-SCHEMA: Final = 1
-_MAGIC: Final = b"ZDOC" + bytes([SCHEMA])
-_PREFIX: Final = f"zdoc{SCHEMA}."
+SCHEMAS: Final = (1, 2)
+"""2 knows literals; a document without any is written in 1, as it always was."""
+_MAGIC: Final = b"ZDOC"
+_PREFIX: Final = "zdoc"
 _CHECK_BYTES: Final = 8
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _COUNTS: Final = ("n_tokens", "n_chars", "n_bytes", "memory")
@@ -123,19 +125,45 @@ class ZDocument:
 
     @property
     def n_symbols(self) -> int:
-        """Positions that a reader spends on the document."""
+        """Symbols of all spans."""
         return sum(len(span.symbols) for span in self.spans)
 
     @property
+    def n_positions(self) -> int:
+        """Positions that a reader spends on the document: symbols, and tokens kept as text."""
+        return sum(span.n_positions for span in self.spans)
+
+    @property
+    def has_literals(self) -> bool:
+        """Whether some text is kept as it is."""
+        return any(span.literals for span in self.spans)
+
+    @property
+    def parts(self) -> tuple[str | Symbols, ...]:
+        """What a reader is given: symbols, and the text kept between them, in order."""
+        found = (part for span in self.spans for part in span.parts)
+        parts: list[str | Symbols] = []
+        for _, run in groupby(found, key=type):
+            texts: list[str] = []
+            symbols: list[Symbols] = []
+            for part in run:
+                if isinstance(part, str):
+                    texts.append(part)
+                else:
+                    symbols.append(part)
+            parts.append(join(symbols) if symbols else "".join(texts))
+        return tuple(parts)
+
+    @property
     def ratio(self) -> float:
-        """Source tokens per symbol; 1.0 for the empty text."""
-        if self.n_symbols:
-            return self.n_tokens / self.n_symbols
+        """Source tokens per position that a reader spends; 1.0 for the empty text."""
+        if self.n_positions:
+            return self.n_tokens / self.n_positions
         return math.inf if self.n_tokens else 1.0
 
     @property
     def bits(self) -> int:
-        """What is stored for a reader: codes and the places of segments, without errata."""
+        """What is stored for a reader: codes, places of segments and literals; no errata."""
         return sum(span.bits for span in self.spans)
 
     @property
@@ -150,18 +178,22 @@ class ZDocument:
 
     @property
     def total_bits(self) -> int:
-        """What is stored to decompress: codes, the places of segments, and errata."""
+        """What is stored to decompress: codes, places of segments, literals, and errata."""
         return self.bits + self.errata_bits
 
     @property
     def exact(self) -> bool:
         """Whether it was written with errata, so that its decompression is the source, checked."""
-        return all(span.errata for span in self.spans)
+        return all(span.errata or span.is_literal for span in self.spans)
+
+    @property
+    def _schema(self) -> int:
+        return 2 if self.has_literals else 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` is its inverse."""
         return {
-            "schema": SCHEMA,
+            "schema": self._schema,
             **{name: getattr(self, name) for name in _FIELDS},
             "spans": [span_to_dict(span) for span in self.spans],
             "checksum": self.to_bytes()[-_CHECK_BYTES:].hex(),
@@ -181,14 +213,15 @@ class ZDocument:
             CorruptSpanError: if anything is missing, unknown, altered or inconsistent.
         """
         try:
-            if type(data["schema"]) is not int or data["schema"] != SCHEMA:
-                raise ValueError(f"schema {data['schema']!r} is not {SCHEMA}")
+            if type(data["schema"]) is not int or data["schema"] not in SCHEMAS:
+                raise ValueError(f"schema {data['schema']!r} is none of {SCHEMAS}")
             if set(data) != _KEYS:
                 raise ValueError(f"unexpected or missing keys {sorted(set(data) ^ _KEYS)}")
             fields = {key: data[key] for key in _FIELDS}
             tag, size = str(data["codec"])[:4], data["size"]
             spans = tuple(span_from_dict(item, tag=tag, size=size) for item in data["spans"])
             document = cls(spans=spans, **fields)
+            document._check_schema(data["schema"])
             if document.to_bytes()[-_CHECK_BYTES:].hex() != data["checksum"]:
                 raise ValueError("the checksum does not match the content")
         except (
@@ -214,11 +247,13 @@ class ZDocument:
     def to_bytes(self) -> bytes:
         """Packed form; the last eight bytes are a checksum."""
         out = ByteWriter()
-        out.raw(_MAGIC + bytes.fromhex(self.codec) + bytes.fromhex(self.text_sha256))
+        schema = self._schema
+        out.raw(_MAGIC + bytes([schema]))
+        out.raw(bytes.fromhex(self.codec) + bytes.fromhex(self.text_sha256))
         for value in (self.depth, self.size, self.memory, self.n_bytes, len(self.spans)):
             out.varint(value)
         for span in self.spans:
-            write_span(out, span)
+            write_span(out, span, with_literals=schema > 1)
         body = out.getvalue()
         return body + sha256(body).digest()[:_CHECK_BYTES]
 
@@ -237,44 +272,61 @@ class ZDocument:
         """
         try:
             body, check = data[:-_CHECK_BYTES], data[-_CHECK_BYTES:]
-            if not body.startswith(_MAGIC):
-                raise ValueError(f"the data start with {body[:5]!r}, not with {_MAGIC!r}")
+            if body[:4] != _MAGIC or body[4:5] not in map(bytes, ([n] for n in SCHEMAS)):
+                raise ValueError(
+                    f"the data start with {body[:5]!r}, not with {_MAGIC!r} and 1 or 2"
+                )
             if sha256(body).digest()[:_CHECK_BYTES] != check:
                 raise ValueError("the checksum does not match the content")
-            source = ByteReader(body, len(_MAGIC))
+            schema = body[4]
+            source = ByteReader(body, len(_MAGIC) + 1)
             codec, digest = source.raw(32).hex(), source.raw(32).hex()
             depth, size, memory, n_bytes, n_spans = (source.varint() for _ in range(5))
             spans: list[ZSpan] = []
             for _ in range(n_spans):
                 previous = spans[-1] if spans else None
-                spans.append(read_span(source, previous, depth=depth, size=size, tag=codec[:4]))
+                shape: dict[str, Any] = {"depth": depth, "size": size, "tag": codec[:4]}
+                spans.append(read_span(source, previous, with_literals=schema > 1, **shape))
             source.finish()
             n_tokens = spans[-1].tokens.end if spans else 0
             n_chars = spans[-1].chars.end if spans else 0
-            return cls(tuple(spans), codec, n_tokens, n_chars, n_bytes, digest, depth, size, memory)
+            counts = (n_tokens, n_chars, n_bytes)
+            document = cls(tuple(spans), codec, *counts, digest, depth, size, memory)
+            document._check_schema(schema)
+            return document
         except (TypeError, ValueError, AttributeError, ZContextError) as error:
             raise _corrupt(error) from error
 
     def to_compact(self) -> str:
         """`to_bytes` as one short ASCII string, safe in JSON, URLs and metadata."""
-        return _PREFIX + base64.urlsafe_b64encode(self.to_bytes()).decode("ascii").rstrip("=")
+        packed = base64.urlsafe_b64encode(self.to_bytes()).decode("ascii").rstrip("=")
+        return f"{_PREFIX}{self._schema}.{packed}"
 
     @classmethod
     def from_compact(cls, text: str) -> ZDocument:
         """The inverse of `to_compact`, or CorruptSpanError as from `from_dict`."""
         try:
-            if not text.startswith(_PREFIX):
-                raise ValueError(f"the text starts with {text[:8]!r}, not with {_PREFIX!r}")
-            packed = text[len(_PREFIX) :]
+            head, dot, packed = text.partition(".")
+            if not dot or head not in [f"{_PREFIX}{n}" for n in SCHEMAS]:
+                raise ValueError(
+                    f"the text starts with {text[:8]!r}, not with 'zdoc1.' or 'zdoc2.'"
+                )
             data = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars="-_", validate=True)
+            if data[4:5] != bytes([int(head[-1])]):
+                raise ValueError(f"it is named {head} and holds another schema")
         except (TypeError, ValueError, AttributeError) as error:
             raise _corrupt(error) from error
         return cls.from_bytes(data)
+
+    def _check_schema(self, schema: int) -> None:
+        """Refuse a schema that this document is not written in: each has one stored form."""
+        if schema != self._schema:
+            raise ValueError(f"schema {schema} of a document that is written in {self._schema}")
 
 
 def _corrupt(error: Exception) -> CorruptSpanError:
     reason = f"no {error}" if isinstance(error, KeyError) else str(error)
     return CorruptSpanError(
-        f"Not a stored document of schema {SCHEMA}: {reason.rstrip('.')}. It was altered, cut or "
+        f"Not a stored document of schema 1 or 2: {reason.rstrip('.')}. It was altered, cut or "
         "written by another version of zcontext: compress the source text again."
     )

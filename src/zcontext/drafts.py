@@ -5,18 +5,24 @@ What it does not know: models. It says which window comes next and takes the cod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Final
 
 from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
+from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
 from zcontext.segmentation import DocumentBudget
-from zcontext.spans import ZDocument, ZSpan
+from zcontext.spans import LiteralText, ZDocument, ZSpan
 from zcontext.tokenization import TokenizedText
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
-from zcontext.windows import Extent, Window, WindowPlan
+from zcontext.windows import Extent, WindowPlan
 from zcontext.writing import Codes, WindowTask, Written
+
+INLINE_TOKENS: Final = 32
+"""Longer literals, and those of several lines, are windows of their own."""
 
 
 @dataclass(slots=True)
@@ -28,8 +34,9 @@ class Draft:
         tokens: Its tokens and their places.
         settings: In force, defaults filled in.
         vocabulary: Of the codec.
-        windows: All windows of the document.
+        windows: All windows of the document, those that are text among them.
         budget: What is left to spend.
+        question: Tokens read in front of every window and not written.
         spans: Written so far.
         earlier: Codes of symbols that stood before the newest span when it was written.
     """
@@ -38,12 +45,17 @@ class Draft:
     tokens: TokenizedText
     settings: CompressSettings
     vocabulary: ZVocabulary
-    windows: tuple[Window, ...]
+    windows: tuple[LaidWindow, ...]
     budget: DocumentBudget
+    question: tuple[int, ...] = ()
     spans: list[ZSpan] = field(default_factory=list)
     earlier: Codes = ()
     _memory: Codes = ()
     _again: int | None = None
+    _n_left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._n_left = sum(1 for laid in self.windows if laid.n_free)
 
     @classmethod
     def of(
@@ -54,6 +66,8 @@ class Draft:
         settings: CompressSettings,
         vocabulary: ZVocabulary,
         mean_surprisal: float,
+        question: Sequence[int] = (),
+        protected: Sequence[tuple[int, int]] = (),
     ) -> Draft:
         """Lay out windows and budget of a text.
 
@@ -63,35 +77,57 @@ class Draft:
             settings: In force, with one budget.
             vocabulary: Of the codec.
             mean_surprisal: The codec's calibrated bits per token.
+            question: Tokens read in front of every window and not written.
+            protected: Characters kept as text; `tokens` were cut there.
 
         Returns:
             A draft without spans.
 
         Raises:
+            ConfigError: What is protected leaves no room under `max_symbols`.
             WindowError: A window holds no place to cut that splits no character.
         """  # noqa: DOC502 - raised by the plan
         n = len(tokens)
-        if settings.ratio is not None:
-            budget = DocumentBudget.for_ratio(
-                settings.ratio, n_tokens=n, mean_surprisal=mean_surprisal
-            )
-        elif settings.max_symbols is not None:
-            budget = DocumentBudget(n, min(n, settings.max_symbols), None, mean_surprisal)
-        else:
-            budget = DocumentBudget(n, None, settings.bits_per_symbol, mean_surprisal)
         plan = WindowPlan(window=settings.window or DEFAULT_WINDOW, context=settings.context)
-        windows = plan.cover(n, cuts=tokens.sentence_cuts(text), allowed=tokens)
-        return cls(text, tokens, settings, vocabulary, windows, budget)
+        literals = [
+            (extent, "\n" in text[begin:end])
+            for extent, (begin, end) in token_extents(protected, tokens.starts)
+        ]
+        longest = min(INLINE_TOKENS, (plan.window - plan.context) // 4)
+        windows = lay_windows(
+            plan,
+            n,
+            blocks=[each for each, has_lines in literals if has_lines or len(each) > longest],
+            inline=[each for each, has_lines in literals if not has_lines and len(each) <= longest],
+            cuts=tokens.sentence_cuts(text),
+            allowed=tokens,
+        )
+        n_literal = sum(len(each) for each, _ in literals)
+        total = None
+        if settings.bits_per_symbol is None:
+            total = symbols_beside(
+                n, n_literal, ratio=settings.ratio, max_symbols=settings.max_symbols
+            )
+        price = None if total is not None else settings.bits_per_symbol
+        budget = DocumentBudget(n - n_literal, total, price, mean_surprisal)
+        return cls(text, tokens, settings, vocabulary, windows, budget, tuple(question))
 
     @property
     def done(self) -> bool:
-        """Whether every window is written."""
-        return len(self.spans) == len(self.windows)
+        """Whether every window that symbols are written for is written."""
+        return not self._n_left
+
+    def _pass_literals(self) -> None:
+        """Spans of the windows that are text, up to the next one to be written."""
+        nothing = Written((), ())
+        while len(self.spans) < len(self.windows) and not self.windows[len(self.spans)].n_free:
+            self.spans.append(self._span(nothing))
 
     def task(self) -> WindowTask:
         """The next window."""
-        window = self.windows[len(self.spans)]
-        left = len(self.windows) - window.index - 1
+        self._pass_literals()
+        laid = self.windows[len(self.spans)]
+        left = self._n_left - 1
         again = self._again
 
         def take(surprisal: Tensor) -> int:
@@ -99,26 +135,42 @@ class Draft:
                 return again
             return self.budget.take(surprisal, windows_left=left)
 
+        ids: Sequence[int] = self.tokens.ids[laid.window.context.start : laid.window.target.end]
         return WindowTask(
-            ids=self.tokens.ids[window.context.start : window.target.end],
-            start=len(window.context),
+            ids=[*self.question, *ids] if self.question else ids,
+            start=len(self.question) + len(laid.window.context),
             memory=self._memory,
             depth=self.settings.depth or self.vocabulary.depth,
             take=take,
+            literals=laid.literals,
         )
 
     def add(self, written: Written) -> ZSpan:
         """Take the next window's symbols."""
-        target = self.windows[len(self.spans)].target
-        last = len(self.spans) + 1 == len(self.windows)
-        end = len(self.text) if last else self.tokens.char_at(target.end)
-        chars = Extent(self.tokens.char_at(target.start), end)
-        symbols = Symbols(written.codes, self.vocabulary.size, self.vocabulary.tag)
-        self.spans.append(ZSpan(symbols, target, chars, ends=written.ends or None))
+        self.spans.append(self._span(written))
+        self._n_left -= 1
         self._again, self.earlier = None, self._memory
         if self.settings.memory:
             self._memory = (self._memory + written.codes)[-self.settings.memory :]
         return self.spans[-1]
+
+    def _span(self, written: Written) -> ZSpan:
+        laid = self.windows[len(self.spans)]
+        target = laid.window.target
+        chars = self._chars(target)
+        symbols = Symbols(written.codes, self.vocabulary.size, self.vocabulary.tag)
+        literals = []
+        for each in laid.literals:
+            kept = self._chars(Extent(target.start + each.start, target.start + each.end))
+            text = self.text[kept.start : kept.end]
+            literals.append(LiteralText(each, kept.start - chars.start, text))
+        ends = written.ends or None
+        return ZSpan(symbols, target, chars, ends=ends, literals=tuple(literals))
+
+    def _chars(self, tokens: Extent) -> Extent:
+        last = tokens.end == len(self.tokens)
+        end = len(self.text) if last else self.tokens.char_at(tokens.end)
+        return Extent(self.tokens.char_at(tokens.start), end)
 
     def finer(self) -> bool:
         """Take the newest span back, so that it is the next window again, at half its ratio.
@@ -127,15 +179,18 @@ class Draft:
             False if it stands: it already has a symbol for every `MIN_RATIO` tokens.
         """
         span = self.spans[-1]
-        n_symbols = min(int(len(span.tokens) / MIN_RATIO), max(1, 2 * len(span.symbols)))
+        n_free = len(span.tokens) - span.n_literal_tokens
+        n_symbols = min(int(n_free / MIN_RATIO), max(1, 2 * len(span.symbols)))
         if n_symbols <= len(span.symbols):
             return False
         self.spans.pop()
+        self._n_left += 1
         self._memory, self._again = self.earlier, n_symbols
         return True
 
     def finish(self) -> ZDocument:
         """The document."""
+        self._pass_literals()
         data = utf8_bytes(self.text)
         return ZDocument(
             spans=tuple(self.spans),

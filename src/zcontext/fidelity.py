@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,17 +18,13 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 
-from zcontext.decompressor import SpanLayout, span_layouts
 from zcontext.errors import CodecMismatchError, SpanError
+from zcontext.fragile import fragile_places
+from zcontext.layouts import SpanLayout, span_layouts
 from zcontext.model import ZLanguageModel
-from zcontext.spans import Fidelity, Part, ZDocument
+from zcontext.spans import Fidelity, Part, ZDocument, ZSpan
 from zcontext.tokenization import TokenizedText, special_ids, text_tokenizer
 from zcontext.vocabulary import Symbols, utf8_bytes
-
-_ADDRESS = re.compile(r"https?://[^\s<>\"')\]]+|www\.[^\s<>\"')\]]+|[\w.+-]+@[\w-]+\.[\w.-]+\w")
-_NUMBER = re.compile(r"\w*\d(?:[\w.,:/%-]*\w)?%?")
-_WORD = re.compile(r"[^\W\d_](?:[\w'\u2019-]*\w)?")
-_SENTENCE_START = re.compile(r"(?:^|[.!?:\u2026\n])[\s\"'\u201c\u2018(\[]*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +46,22 @@ class Reading:
     def accuracy(self) -> float:
         """Share of tokens right."""
         return sum(self.right) / len(self.right)
+
+    @classmethod
+    def of_text(cls, n_tokens: int) -> Reading:
+        """The reading of text that is kept: nothing of it can be missed."""
+        return cls((True,) * n_tokens, (0.0,) * n_tokens, (math.inf,) * n_tokens)
+
+    def sparing(self, span: ZSpan) -> Reading:
+        """The reading of a span whose literals stand there whatever the model says."""
+        if not span.literals:
+            return self
+        right, bits, margins = list(self.right), list(self.bits), list(self.margins)
+        for literal in span.literals:
+            kept = Reading.of_text(len(literal.tokens))
+            place = slice(literal.tokens.start, literal.tokens.end)
+            right[place], bits[place], margins[place] = kept.right, kept.bits, kept.margins
+        return Reading(tuple(right), tuple(bits), tuple(margins))
 
 
 def read_span(model: ZLanguageModel, layout: SpanLayout, ids: Sequence[int]) -> Reading:
@@ -104,7 +115,11 @@ def read_spans(
         One reading per span, in order.
     """
     for span, layout in zip(document.spans, span_layouts(model, document), strict=True):
-        yield read_span(model, layout, tokens.ids[span.tokens.start : span.tokens.end])
+        if span.is_literal:
+            yield Reading.of_text(len(span.tokens))
+        else:
+            ids = tokens.ids[span.tokens.start : span.tokens.end]
+            yield read_span(model, layout, ids).sparing(span)
 
 
 def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> ZDocument:
@@ -128,7 +143,9 @@ def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> Z
             f"{model.codec[:12]}...; load the bundle that wrote it"
         )
     _check_source(document, text)
-    tokens = text_tokenizer(model.tokenizer).locate(text, max_tokens=max(1, document.n_tokens))
+    tokens = text_tokenizer(model.tokenizer).locate(
+        text, max_tokens=max(1, document.n_tokens), breaks=literal_edges(document, text)
+    )
     return with_fidelity(document, text, tokens, list(read_spans(model, document, tokens)))
 
 
@@ -161,6 +178,36 @@ def with_fidelity(
         for span, reading, items in zip(document.spans, readings, lost, strict=True)
     )
     return dataclasses.replace(document, spans=spans)
+
+
+def literal_edges(document: ZDocument, text: str) -> list[int]:
+    """The characters at which a document's text was parted around its literals.
+
+    Args:
+        document: What was written.
+        text: The text it stands for.
+
+    Returns:
+        Starts and ends of literals, rising.
+
+    Raises:
+        SpanError: A literal is not what stands in the text at its place.
+    """
+    edges: list[int] = []
+    for span in document.spans:
+        for literal in span.literals:
+            begin = span.chars.start + literal.char
+            end = begin + len(literal.text)
+            if text[begin:end] != literal.text:
+                raise SpanError(
+                    f"the document keeps {literal.text[:20]!r} at character {begin:,}, where its "
+                    f"text has {text[begin:end][:20]!r}; compress the text again"
+                )
+            if edges and edges[-1] == begin:  # one literal, too long for one span
+                edges[-1] = end
+            else:
+                edges += [begin, end]
+    return edges
 
 
 def overall_fidelity(document: ZDocument) -> Fidelity:
@@ -236,51 +283,3 @@ def _check_source(document: ZDocument, text: str) -> None:
             f"{len(text):,}; give the text it was made from, with what spelled symbols escaped "
             "or dropped as it was then (ZVocabulary.guard)"
         )
-
-
-def fragile_places(text: str) -> list[tuple[int, int]]:
-    """Where a text holds what a reader would miss if it came back altered.
-
-    Addresses, numbers, and names: capitalised words in the middle of a sentence, and those at the
-    start of one that are also seen elsewhere or stand before another.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        Character ranges, in order, none overlapping.
-    """
-    found = [match.span() for match in _ADDRESS.finditer(text)]
-    taken = _Ranges(found)
-    found += [m.span() for m in _NUMBER.finditer(text) if not taken.meets(*m.span())]
-    taken = _Ranges(found)
-    opening: list[tuple[int, int]] = []
-    named: set[str] = set()
-    names: list[tuple[int, int]] = []
-    for match in _WORD.finditer(text):
-        begin, end = match.span()
-        if not match.group()[0].isupper() or taken.meets(begin, end):
-            continue
-        if len(match.group()) > 1 and match.group().isupper():
-            names.append((begin, end))
-        elif _SENTENCE_START.search(text, max(0, begin - 8), begin):
-            opening.append((begin, end))
-        elif len(match.group()) > 1:
-            names.append((begin, end))
-            named.add(match.group())
-    starts = {begin for begin, _ in names}
-    names += [(b, e) for b, e in opening if text[b:e] in named or e + 1 in starts]
-    return sorted(found + names)
-
-
-class _Ranges:
-    """Ranges that do not overlap, to be asked whether another meets one of them."""
-
-    def __init__(self, ranges: list[tuple[int, int]]) -> None:
-        self._ranges = sorted(ranges)
-        self._starts = [begin for begin, _ in self._ranges]
-
-    def meets(self, begin: int, end: int) -> bool:
-        """Whether some range shares a character with `begin` to `end`."""
-        at = bisect_right(self._starts, end - 1) - 1
-        return at >= 0 and self._ranges[at][1] > begin

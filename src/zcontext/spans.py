@@ -16,26 +16,48 @@ from zcontext.documents import ZDocument
 from zcontext.errors import SpanError
 from zcontext.symbols import Symbols
 from zcontext.vocabulary import ZVocabulary
-from zcontext.zspan import Fidelity, ZSpan
+from zcontext.zspan import Fidelity, LiteralText, ZSpan
 
 if TYPE_CHECKING:
     from zcontext.config import CompressSettings, GenerationSettings
+    from zcontext.pruning import PrunedText
 
 __all__ = [
     "Answer",
     "ChatMessage",
     "Fidelity",
+    "LiteralText",
     "Part",
     "StopReason",
     "SupportsCompress",
     "SupportsDecompress",
+    "SupportsPrune",
     "SupportsRead",
     "ZDocument",
     "ZSpan",
+    "written_parts",
 ]
 
 Part = str | Symbols
 """A piece of a prompt: ordinary text, or symbols. A symbol is never spelled inside a str."""
+
+
+def written_parts(vocabulary: ZVocabulary, parts: Sequence[Part]) -> str:
+    """Parts as one string, which `ZVocabulary.split` takes apart again.
+
+    Args:
+        vocabulary: Of the codec that wrote the symbols.
+        parts: As `ZDocument.parts` has them: texts are neither blank nor next to each other.
+
+    Returns:
+        Written symbols and texts, nothing between them.
+
+    Raises:
+        CodecMismatchError: if symbols come from another codec.
+        UnknownSymbolError: if they are deeper than the codec's.
+    """  # noqa: DOC502 - raised by the vocabulary
+    return "".join(part if isinstance(part, str) else vocabulary.render(part) for part in parts)
+
 
 StopReason = Literal["end", "length", "stop"]
 """Why generation ended: the model's end token, the token limit, or a stop sequence."""
@@ -212,3 +234,16 @@ class SupportsDecompress(Protocol):
         settings: GenerationSettings | None = None,
     ) -> list[str]:
         """One text per document, in order."""
+
+
+@runtime_checkable
+class SupportsPrune(Protocol):
+    """Cuts texts down to readable texts, for readers that know no symbols."""
+
+    def prune_many(
+        self, texts: Sequence[str], *, settings: CompressSettings | None = None
+    ) -> list[PrunedText]:
+        """One pruned text per text, in order, each within the budget of the settings."""
+
+    def count_tokens(self, text: str) -> int:
+        """Base tokens of a text."""

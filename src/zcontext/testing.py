@@ -19,19 +19,35 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Final
 
+from zcontext.byte_spans import (
+    SIZE,
+    CharacterStarts,
+    byte_extents,
+    byte_span,
+    exact_bytes,
+    literal_span,
+    read_bytes,
+)
 from zcontext.config import DEFAULT_WINDOW, CompressSettings, GenerationSettings
 from zcontext.errors import ConfigError, ContextOverflowError
-from zcontext.spans import Answer, ChatMessage, Fidelity, Part, StopReason, ZDocument, ZSpan
+from zcontext.fragile import protected_places
+from zcontext.literals import lay_windows, symbols_beside
+from zcontext.pruning import PrunedText, prune_text
+from zcontext.spans import (
+    Answer,
+    ChatMessage,
+    Part,
+    StopReason,
+    ZDocument,
+    ZSpan,
+)
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
 from zcontext.windows import Extent, WindowPlan
 
-SIZE: Final = 256
 NO_ANSWER: Final = "The context does not say."
-_PAD: Final = 0xFF  # never a byte of UTF-8
 _MARK: Final = b"\x00"
 _SENTENCE = re.compile(r"[^\s.!?][^.!?\n]*[.!?]*")
 _QUESTION = re.compile(r"(?:question|query)\s*:\s*(.+)", re.IGNORECASE)
-_NAME = re.compile(r"\w*\d\w*|\b[A-Z]\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +150,7 @@ class ByteCodec:
         return len(utf8_bytes(text))
 
     def _write(self, text: str, settings: CompressSettings) -> ZDocument:
+        utf8_bytes(text)  # what is no text at all is refused before it is looked at
         text = self.vocabulary.guard(text, on_symbols=settings.on_symbols)
         data = utf8_bytes(text)
         if len(data) > settings.max_tokens:
@@ -150,21 +167,29 @@ class ByteCodec:
                 field="depth",
                 value=depth,
             )
-        budget = self._budget(len(data), settings)
+        literals = byte_extents(text, protected_places(text, settings.protect))
+        n_literal = sum(map(len, literals))
+        budget = self._budget(len(data), n_literal, settings)
         plan = WindowPlan(window=settings.window or DEFAULT_WINDOW, context=settings.context)
         spans: list[ZSpan] = []
-        char = 0
-        for window in plan.cover(len(data), allowed=_CharacterStarts(data)):
-            start, end = window.target.start, window.target.end
+        char = done = 0
+        tag = self.vocabulary.tag
+        for laid in lay_windows(plan, len(data), blocks=literals, allowed=CharacterStarts(data)):
+            target = laid.window.target
+            piece = data[target.start : target.end]
+            chars = Extent(char, char + len(piece.decode("utf-8")))
+            char = chars.end
+            if not laid.n_free:
+                spans.append(literal_span(piece.decode(), target, chars, tag=tag))
+                continue
             # Shares of one budget: they add up to it whatever the windows are.
-            share = end * budget // len(data) - start * budget // len(data)
-            n_chars = len(data[start:end].decode("utf-8"))
-            chars = Extent(char, char + n_chars)
-            span = self._span(data[start:end], share, depth, window.target, chars)
+            n_free, before = len(data) - n_literal, done
+            done += len(target)
+            share = done * budget // n_free - before * budget // n_free
+            span = byte_span(piece, share, depth, target, chars, tag=tag)
             if settings.exact:  # a mark in front: what was asked for is then known to be there
                 span = replace(span, errata=_MARK + span.errata)
             spans.append(span)
-            char += n_chars
         return ZDocument(
             spans=tuple(spans),
             codec=self.codec,
@@ -176,28 +201,34 @@ class ByteCodec:
             size=SIZE,
         )
 
-    def _budget(self, n_tokens: int, settings: CompressSettings) -> int:
+    def _budget(self, n_tokens: int, n_literal: int, settings: CompressSettings) -> int:
+        """Symbols for the bytes that are not kept as text."""
+        n_free = n_tokens - n_literal
         if settings.max_symbols is not None:
-            return min(settings.max_symbols, n_tokens)
+            return symbols_beside(n_tokens, n_literal, max_symbols=settings.max_symbols)
         if settings.bits_per_symbol is not None:
-            return min(math.ceil(8 * n_tokens / settings.bits_per_symbol), n_tokens)
-        return math.ceil(n_tokens / (settings.ratio or self._default.ratio or 1.0))
+            return min(math.ceil(8 * n_free / settings.bits_per_symbol), n_free)
+        ratio = settings.ratio or self._default.ratio or 1.0
+        wanted = math.ceil(n_tokens / ratio) - n_literal
+        return min(n_free, max(1, wanted)) if n_literal else wanted
 
-    def _span(self, data: bytes, n: int, depth: int, tokens: Extent, chars: Extent) -> ZSpan:
-        codes: list[tuple[int, ...]] = []
-        errata = b"" if n else data
-        for start, end in _segments(len(data), n):
-            piece = data[start:end]
-            codes.append(tuple(piece[:depth].ljust(depth, bytes([_PAD]))))
-            errata += piece[depth:]
-        symbols = Symbols(tuple(codes), SIZE, self.vocabulary.tag)
-        lost: tuple[str, ...] = ()
-        if errata:
-            readable = set(_NAME.findall(_read(symbols)))
-            lost = tuple(sorted(set(_NAME.findall(data.decode())) - readable))
-        accuracy = 1.0 - len(errata) / len(data)
-        fidelity = Fidelity(accuracy, 8.0 * len(errata), lost)
-        return ZSpan(symbols, tokens, chars, errata, fidelity)
+    def prune_many(
+        self, texts: Sequence[str], *, settings: CompressSettings | None = None
+    ) -> list[PrunedText]:
+        """Texts cut down under the budget of the settings; a byte is worth 8 bits."""
+        chosen = settings or self._default
+        self.calls.append(ByteCall("prune_many", texts=tuple(texts), settings=chosen))
+        return [self._prune(text, chosen) for text in texts]
+
+    def _prune(self, text: str, settings: CompressSettings) -> PrunedText:
+        utf8_bytes(text)
+        text = self.vocabulary.guard(text, on_symbols=settings.on_symbols)
+        starts = [at for at, character in enumerate(text) for _ in character.encode("utf-8")]
+        budget = self._budget(len(starts), 0, settings)
+        count, bits = self.count_tokens, [8.0] * len(starts)
+        return prune_text(
+            text, starts=starts, bits=bits, budget=budget, count=count, protect=settings.protect
+        )
 
     def decompress(
         self, document: ZDocument | Symbols, *, settings: GenerationSettings | None = None
@@ -207,8 +238,8 @@ class ByteCodec:
         self.calls.append(ByteCall("decompress", parts=(symbols,), settings=settings))
         self.vocabulary.check(symbols)
         if isinstance(document, Symbols):
-            return _read(document)
-        return b"".join(map(_exact, document.spans)).decode("utf-8")
+            return read_bytes(document)
+        return b"".join(map(exact_bytes, document.spans)).decode("utf-8")
 
     def decompress_many(
         self,
@@ -295,7 +326,7 @@ class ByteCodec:
                 f"The prompt takes {n_prompt:,} positions of {self.context_length:,} and leaves "
                 "none for an answer: compress more, or give fewer documents."
             )
-        symbols = " ".join(_read(part) for part in parts if isinstance(part, Symbols))
+        symbols = " ".join(read_bytes(part) for part in parts if isinstance(part, Symbols))
         plain = "\n".join(part for part in parts if isinstance(part, str)).replace(question, "\n")
         text = _closest(question, symbols) or _closest(question, plain) or NO_ANSWER
         limit = min(chosen.max_new_tokens, self.context_length - n_prompt)
@@ -309,44 +340,6 @@ class ByteCodec:
             n_output_tokens=len(text.encode()),
             seconds=time.perf_counter() - started,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _CharacterStarts:
-    """The byte offsets at which a character starts, as a container."""
-
-    data: bytes
-
-    def __contains__(self, offset: object) -> bool:
-        return isinstance(offset, int) and self.data[offset] & 0xC0 != 0x80
-
-
-def _segments(n_bytes: int, n_symbols: int) -> Iterator[tuple[int, int]]:
-    for k in range(n_symbols):
-        yield k * n_bytes // n_symbols, (k + 1) * n_bytes // n_symbols
-
-
-def _read(symbols: Symbols) -> str:
-    data = bytes(byte for code in symbols.codes for byte in code if byte != _PAD)
-    return data.decode("utf-8", "replace")
-
-
-def _exact(span: ZSpan) -> bytes:
-    """The bytes of a span: each segment's from its symbol, then from the errata."""
-    if not len(span.symbols):
-        return span.errata[-len(span.tokens) :]
-    pieces: list[bytes] = []
-    segments = list(_segments(len(span.tokens), len(span.symbols)))
-    n_kept = [
-        min(len(code), end - start)
-        for (start, end), code in zip(segments, span.symbols.codes, strict=True)
-    ]
-    at = len(span.errata) - (len(span.tokens) - sum(n_kept))  # behind the mark, if there is one
-    for (start, end), kept, code in zip(segments, n_kept, span.symbols.codes, strict=True):
-        rest = end - start - kept
-        pieces.append(bytes(code[:kept]) + span.errata[at : at + rest])
-        at += rest
-    return b"".join(pieces)
 
 
 def _flat(messages: Sequence[ChatMessage]) -> list[Part]:

@@ -13,6 +13,7 @@ import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from threading import Lock
 from typing import Any
 
@@ -136,12 +137,14 @@ class TextTokenizer:
         pieces = self._pieces(text)
         return sum(len(self._core.encode(p, add_special_tokens=False).ids) for p in pieces)
 
-    def locate(self, text: str, *, max_tokens: int) -> TokenizedText:
+    def locate(self, text: str, *, max_tokens: int, breaks: Sequence[int] = ()) -> TokenizedText:
         """Tokens of a text with their places.
 
         Args:
             text: Any text.
             max_tokens: Tokens accepted; reading stops soon after.
+            breaks: Characters, rising, at which the text is parted: what lies between two of them
+                is tokenised as it would be by itself.
 
         Returns:
             Tokens and places.
@@ -155,7 +158,9 @@ class TextTokenizer:
         starts: array[int] = array("i")
         whole = bytearray()
         base = done = 0
-        for piece in self._pieces(text):
+        edges = [0, *breaks, len(text)]
+        parted = (text[start:end] for start, end in pairwise(edges) if start < end)
+        for piece in (piece for part in parted for piece in self._pieces(part)):
             encoded = self._core.encode(piece, add_special_tokens=False)
             ids.extend(encoded.ids)
             for start, end in encoded.offsets:

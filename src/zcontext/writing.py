@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from zcontext.caches import rows_of
 from zcontext.errors import ConfigError, ModelError
 from zcontext.model import ZLanguageModel
 from zcontext.passes import ReadState
-from zcontext.segmentation import place_slots
+from zcontext.segmentation import place_slots, weigh
+from zcontext.windows import Extent
 
 Codes = tuple[tuple[int, ...], ...]
 
@@ -52,7 +54,9 @@ class WindowTask:
         start: Where the target begins.
         memory: Codes of symbols written earlier, read first.
         depth: Codes per symbol.
-        take: From the target's surprisal (bits, `[n]`) to the number of symbols to write.
+        take: From the target's surprisal (bits, `[n]`) to the number of symbols to write; tokens
+            of literals are left out.
+        literals: Tokens of the target that are kept as text, from its start, in order.
     """
 
     ids: Sequence[int]
@@ -60,6 +64,7 @@ class WindowTask:
     memory: Codes
     depth: int
     take: Callable[[Tensor], int]
+    literals: tuple[Extent, ...] = ()
 
 
 class WindowWriter:
@@ -115,17 +120,11 @@ class WindowWriter:
                     "the base gives surprisals that are not finite; load it with dtype='fp32' or "
                     "'bf16', and check that the bundle was trained on this base"
                 )
-            ends = []
-            for row, task in enumerate(tasks):
-                target = bits[row, start : len(task.ids)]
-                n_slots = task.take(target)
-                places = place_slots(target, n_slots) if n_slots else target.new_zeros(0).long()
-                ends.append(places + start)
-            codes = self._write(state, tasks, ends)
-        return [
-            Written(row, tuple((places - start + 1).tolist()))
-            for row, places in zip(codes, ends, strict=True)
-        ]
+            placed = [
+                _place(bits[row, start : len(task.ids)], task) for row, task in enumerate(tasks)
+            ]
+            codes = self._write(state, tasks, [slots.ends + start for slots in placed])
+        return [slots.written(row) for row, slots in zip(codes, placed, strict=True)]
 
     def _padded(self, n: int, step: int) -> int:
         return n if self.batch_size == 1 else -(-n // step) * step
@@ -161,13 +160,13 @@ class WindowWriter:
             rows = self._filled(members)
             places = torch.stack([_extended(ends[row], n_slots) for row in rows])
             real = torch.stack([torch.arange(n_slots) < len(ends[row]) for row in rows]).long()
-            latents = self.model.write(
-                self._state_of(state, rows),
-                places.to(self.model.device),
-                real.to(self.model.device),
-                start=tasks[0].start,
+            start, ends_there = tasks[0].start, places.to(self.model.device)
+            chosen = self._state_of(state, rows)
+            latents = self.model.write(chosen, ends_there, real.to(self.model.device), start=start)
+            symbols = self.model.quantise(
+                latents, chosen.tokens[:, start:], ends_there - start, depth=tasks[0].depth
             )
-            codes = self.model.quantise(latents, depth=tasks[0].depth).codes.tolist()
+            codes = symbols.codes.tolist()
             for at, row in enumerate(members):
                 written[row] = tuple(map(tuple, codes[at][: len(ends[row])]))
         return written
@@ -183,6 +182,67 @@ class WindowWriter:
             state.surprisal[index],
             rows_of(state.cache, rows),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """Where the slots of a target stand, and which of them own literals and are not kept."""
+
+    ends: Tensor
+    n_tokens: int
+    owns_literal: frozenset[int] = frozenset()
+
+    def written(self, codes: Codes) -> Written:
+        """The symbols that are kept; the last one reaches to the end of the target."""
+        kept = [k for k in range(len(codes)) if k not in self.owns_literal]
+        ends = [int(self.ends[k]) + 1 for k in kept]
+        return Written(tuple(codes[k] for k in kept), (*ends[:-1], self.n_tokens) if ends else ())
+
+
+def _place(bits: Tensor, task: WindowTask) -> _Slots:
+    """Slots of a target, under the surprisal of its tokens, `[n]`."""
+    n = len(bits)
+    if not task.literals:
+        n_slots = task.take(bits)
+        return _Slots(place_slots(bits, n_slots) if n_slots else torch.zeros(0).long(), n)
+    edges = [0, *(edge for each in task.literals for edge in (each.start, each.end)), n]
+    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
+    free = torch.cat([torch.arange(a, b) for a, b in runs])
+    n_slots = task.take(bits[free])
+    if n_slots < len(runs):  # too few for every run to have its own: segments reach across
+        places = free[place_slots(bits[free], n_slots)] if n_slots else torch.zeros(0).long()
+        return _Slots(places, n)
+    shares = share_slots([bits[a:b] for a, b in runs], n_slots)
+    ends: list[int] = []
+    dropped: list[int] = []
+    for (a, b), share in zip(runs, shares, strict=True):
+        if a > (ends[-1] + 1 if ends else 0):
+            # The literal before the run has a slot of its own, so that no symbol has to carry it.
+            dropped.append(len(ends))
+            ends.append(a - 1)
+        ends += (place_slots(bits[a:b], share) + a).tolist()
+    return _Slots(torch.tensor(ends), n, frozenset(dropped))
+
+
+def share_slots(runs: Sequence[Tensor], n_slots: int) -> list[int]:
+    """Slots for runs of tokens, each in proportion to its surprisal (D'Hondt's method).
+
+    Args:
+        runs: Surprisal of each run's tokens, bits, `[n]`.
+        n_slots: At least one for each run, at most one for each token.
+
+    Returns:
+        Slots of each run, 1 to the number of its tokens.
+    """
+    shares = [1] * len(runs)
+    waiting = [(-float(weigh(run).sum()) / 2, at) for at, run in enumerate(runs) if len(run) > 1]
+    heapify(waiting)
+    for _ in range(n_slots - len(runs)):
+        price, at = heappop(waiting)
+        shares[at] += 1
+        if shares[at] < len(runs[at]):
+            heappush(waiting, (price * shares[at] / (shares[at] + 1), at))
+    return shares
 
 
 def _extended(ends: Tensor, n_slots: int) -> Tensor:

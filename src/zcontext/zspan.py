@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import base64
 import sys
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from zcontext.errors import SpanError
 from zcontext.packing import ByteReader, ByteWriter
 from zcontext.placement import MAX_TOKENS, pack_ends, placement_bits, unpack_ends
 from zcontext.symbols import Symbols
+from zcontext.vocabulary import has_symbols, utf8_bytes
 from zcontext.windows import Extent
+
+_KEYS: Final = frozenset(("tokens", "chars", "codes", "ends", "errata", "fidelity", "literals"))
 
 
 def require(condition: bool, message: str) -> None:
@@ -59,6 +63,45 @@ class Fidelity:
 
 
 @dataclass(frozen=True, slots=True)
+class LiteralText:
+    """Text of a span that is kept as it is, between its symbols.
+
+    Args:
+        tokens: Its extent in base tokens, from the span's start.
+        char: The character at which it starts, from the span's start.
+        text: What stands there.
+
+    Raises:
+        SpanError: if there is no token or no text, or the text spells symbols.
+        VocabularyError: if the text holds a lone surrogate.
+    """  # noqa: DOC502 - raised by the check
+
+    tokens: Extent
+    char: int
+    text: str
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.tokens, Extent)
+            and type(self.char) is int
+            and self.char >= 0
+            and isinstance(self.text, str),
+            f"{type(self).__name__} takes an Extent, an int of 0 or more and a str.",
+        )
+        utf8_bytes(self.text)
+        require(
+            len(self.tokens) > 0 and bool(self.text) and not has_symbols(self.text),
+            f"literal {self.text[:20]!r} of {len(self.tokens)} tokens: give one token or more, and "
+            "text that spells no symbols.",
+        )
+
+    @property
+    def bits(self) -> int:
+        """What it takes to store the text."""
+        return 8 * len(utf8_bytes(self.text))
+
+
+@dataclass(frozen=True, slots=True)
 class ZSpan:
     """The symbols written for one window of the source.
 
@@ -71,6 +114,7 @@ class ZSpan:
         fidelity: How well it reads back without errata, if that was measured.
         ends: Where each symbol's segment ends, in tokens from the span's start (exclusive, the
             last is the span's length); None if unknown, and a reader then assumes equal segments.
+        literals: Text kept as it is, in order; symbols stand for the rest.
 
     Raises:
         SpanError: if a field is of the wrong type or no token is covered.
@@ -82,6 +126,7 @@ class ZSpan:
     errata: bytes = b""
     fidelity: Fidelity | None = None
     ends: tuple[int, ...] | None = None
+    literals: tuple[LiteralText, ...] = ()
 
     def __post_init__(self) -> None:
         require(
@@ -99,6 +144,9 @@ class ZSpan:
         )
         if self.ends is not None:
             self._check_ends(self.ends)
+        require(isinstance(self.literals, tuple), "literals must be a tuple of LiteralText.")
+        if self.literals:
+            self._check_literals()
 
     def _check_ends(self, ends: tuple[int, ...]) -> None:
         require(
@@ -111,17 +159,75 @@ class ZSpan:
             "many increasing integers, the last the number of tokens.",
         )
 
+    def _check_literals(self) -> None:
+        token = char = 0
+        for literal in self.literals:
+            require(isinstance(literal, LiteralText), "literals must be LiteralText.")
+            require(
+                literal.tokens.start >= token and literal.char >= char,
+                "literals must follow one another.",
+            )
+            token, char = literal.tokens.end, literal.char + len(literal.text)
+        require(
+            token <= len(self.tokens) and char <= len(self.chars),
+            f"literals end at token {token} and character {char}, their span of "
+            f"{len(self.tokens)} tokens has {len(self.chars)} characters.",
+        )
+        if self.n_literal_tokens == len(self.tokens):
+            whole = len(self.literals) == 1 and len(self.literals[0].text) == len(self.chars)
+            require(
+                whole and not len(self.symbols) and not self.errata,
+                "a span that is one literal has its whole text, no symbols and no errata.",
+            )
+        require(
+            not len(self.symbols) or self.ends is not None,
+            "symbols between literals need the ends of their segments.",
+        )
+
+    @property
+    def is_literal(self) -> bool:
+        """Whether the whole span is text."""
+        return self.n_literal_tokens == len(self.tokens)
+
+    @property
+    def n_literal_tokens(self) -> int:
+        """Tokens kept as text."""
+        return sum(len(literal.tokens) for literal in self.literals)
+
+    @property
+    def n_positions(self) -> int:
+        """Positions that a reader spends on the span: symbols, and tokens kept as text."""
+        return len(self.symbols) + self.n_literal_tokens
+
+    @property
+    def parts(self) -> tuple[str | Symbols, ...]:
+        """Symbols and literals in the order of the source; a symbol stands where it ends."""
+        if not self.literals:
+            return (self.symbols,) if len(self.symbols) else ()
+        parts: list[str | Symbols] = []
+        at = 0
+        for literal in self.literals:
+            before = bisect_right(self.ends or (), literal.tokens.end)
+            parts += [self.symbols[at:before], literal.text]
+            at = max(at, before)
+        parts.append(self.symbols[at:])
+        return tuple(part for part in parts if len(part))
+
     @property
     def bits(self) -> int:
-        """What the span stores for a reader: codes and the places of segments, without errata."""
+        """What the span stores for a reader: codes, places of segments, literals; no errata."""
         placed = 0 if self.ends is None else placement_bits(len(self.tokens), len(self.ends))
-        return self.symbols.bits + placed
+        return self.symbols.bits + placed + sum(literal.bits for literal in self.literals)
 
 
 def span_to_dict(span: ZSpan) -> dict[str, Any]:
     """JSON-ready form of a span."""
     measured = span.fidelity
+    literals = [
+        [each.tokens.start, each.tokens.end, each.char, each.text] for each in span.literals
+    ]
     return {
+        **({"literals": literals} if literals else {}),
         "tokens": [span.tokens.start, span.tokens.end],
         "chars": [span.chars.start, span.chars.end],
         "codes": [list(code) for code in span.symbols.codes],
@@ -140,6 +246,9 @@ def span_to_dict(span: ZSpan) -> dict[str, Any]:
 def span_from_dict(item: Mapping[str, Any], *, tag: str, size: int) -> ZSpan:
     """The inverse of `span_to_dict`."""
     measured, ends = item["fidelity"], item["ends"]
+    unknown = set(item) - _KEYS
+    if unknown:
+        raise ValueError(f"unexpected keys {sorted(unknown)} of a span")
     return ZSpan(
         symbols=Symbols(tuple(map(tuple, item["codes"])), size, tag),
         tokens=Extent(*item["tokens"]),
@@ -149,11 +258,15 @@ def span_from_dict(item: Mapping[str, Any], *, tag: str, size: int) -> ZSpan:
         if measured is None
         else Fidelity(**{**measured, "lost": tuple(measured["lost"])}),
         ends=None if ends is None else tuple(ends),
+        literals=tuple(
+            LiteralText(Extent(start, end), char, text)
+            for start, end, char, text in item.get("literals", ())
+        ),
     )
 
 
-def write_span(out: ByteWriter, span: ZSpan) -> None:
-    """Append the packed form of a span."""
+def write_span(out: ByteWriter, span: ZSpan, *, with_literals: bool) -> None:
+    """Append the packed form of a span; literals have a place in the newer schema only."""
     for value in (len(span.tokens), len(span.chars), len(span.symbols)):
         out.varint(value)
     out.blob(span.symbols.to_bytes())
@@ -168,10 +281,25 @@ def write_span(out: ByteWriter, span: ZSpan) -> None:
         out.varint(len(span.fidelity.lost))
         for item in span.fidelity.lost:
             out.blob(item.encode("utf-8"))
+    if with_literals:
+        out.varint(len(span.literals))
+        token = char = 0
+        for literal in span.literals:
+            out.varint(literal.tokens.start - token)
+            out.varint(len(literal.tokens))
+            out.varint(literal.char - char)
+            out.blob(literal.text.encode("utf-8"))
+            token, char = literal.tokens.end, literal.char + len(literal.text)
 
 
 def read_span(
-    source: ByteReader, previous: ZSpan | None, *, depth: int, size: int, tag: str
+    source: ByteReader,
+    previous: ZSpan | None,
+    *,
+    depth: int,
+    size: int,
+    tag: str,
+    with_literals: bool,
 ) -> ZSpan:
     """The inverse of `write_span`, behind the span before it."""
     token = previous.tokens.end if previous else 0
@@ -189,4 +317,16 @@ def read_span(
         lost = tuple(source.blob().decode("utf-8") for _ in range(source.varint()))
         measured = Fidelity(accuracy, bits, lost)
     tokens, chars = Extent(token, token + n_tokens), Extent(char, char + n_chars)
-    return ZSpan(symbols, tokens, chars, errata, measured, ends)
+    literals = tuple(_read_literals(source)) if with_literals else ()
+    return ZSpan(symbols, tokens, chars, errata, measured, ends, literals)
+
+
+def _read_literals(source: ByteReader) -> Iterator[LiteralText]:
+    token = char = 0
+    for _ in range(source.varint()):
+        start = token + source.varint()
+        token = start + source.varint()
+        char += source.varint()
+        literal = LiteralText(Extent(start, token), char, source.blob().decode("utf-8"))
+        char += len(literal.text)
+        yield literal

@@ -30,6 +30,7 @@ COMMANDS = [
     ["train"],
     ["eval", "reconstruct"],
     ["eval", "qa"],
+    ["eval", "report"],
     ["bundle", "show"],
     ["bundle", "verify"],
 ]
@@ -48,6 +49,12 @@ class FakeEngines:
 
     def compressor(self, *, store: Path | None = None) -> ByteCodec:
         return self.codec
+
+    def pruner(self) -> ByteCodec:
+        return self.codec
+
+    def token_bits(self, text: str) -> list[float]:
+        return [8.0] * len(text.encode())
 
     def decompressor(self, *, batch_size: int = 8) -> ByteCodec:
         return self.codec

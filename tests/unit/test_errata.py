@@ -133,7 +133,7 @@ def test_every_profile_is_settings_and_an_unknown_one_is_named() -> None:
     assert legal.floor == legal.min_fidelity
     assert profile("default").floor == 0.0
     assert not profile("summary").measures
-    with pytest.raises(ConfigError, match="legal, default, summary, got 'poetry'"):
+    with pytest.raises(ConfigError, match="legal, default, summary, sliding, got 'poetry'"):
         profile("poetry")  # type: ignore[arg-type]
 
 

@@ -123,6 +123,29 @@ def test_x_what_one_precision_wrote_another_reads_exactly(model, document):
     assert ZDecompressor(model).decompress(written) == TEXT
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("written_in", [1, 2])
+def test_x_whoever_wrote_it_at_whatever_batch_size_anybody_reads_it(
+    model, dtype, n_threads, written_in
+):
+    """Written in one precision, batch and number of threads; read in all others, among others."""
+    other = in_dtype(model, dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        texts = [TEXT, "ab" * 9, TEXT[:20]]
+        chosen = EXACT.replace(protect=("numbers",))
+        written = ZCompressor(other, batch_size=written_in).compress_many(texts, settings=chosen)
+        torch.set_num_threads(3 - n_threads)
+        for reader in (model, other):
+            for batch_size in (1, 2, 5):
+                found = ZDecompressor(reader, batch_size=batch_size).decompress_many(written)
+                assert found == texts
+    finally:
+        torch.set_num_threads(before)
+
+
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 ODD = st.sampled_from(["\x00\x04", "\ufffd", "\U0010ffff", "e\u0301", "\r\n", "aaaa", "<|im_end|>"])
 

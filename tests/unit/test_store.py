@@ -76,6 +76,8 @@ OTHER_VALUES: dict[str, Any] = {
     "exact": True,
     "min_fidelity": 0.5,
     "on_low_fidelity": "raw",
+    "protect": ("tables",),
+    "question": "Who?",
 }
 
 

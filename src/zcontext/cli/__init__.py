@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from zcontext import __version__
-from zcontext.cli import asking, bundles, learning, measuring, spanning
+from zcontext.cli import asking, bundles, inspecting, learning, measuring, spanning
 from zcontext.cli.console import INTERRUPTED, Command, say
 
 EXIT_CODES = (
@@ -52,7 +52,7 @@ def about(
 app.command("compress", cls=Command)(spanning.compress)
 app.command("decompress", cls=Command)(spanning.decompress)
 app.command("ask", cls=Command)(asking.ask)
-app.command("inspect", cls=Command)(spanning.inspect)
+app.command("inspect", cls=Command)(inspecting.inspect)
 app.command("prepare", cls=Command)(learning.prepare)
 app.command("train", cls=Command)(learning.train)
 app.add_typer(measuring.app, name="eval")

@@ -67,10 +67,10 @@ def ask(
     reader = opened.reader()
     parts = _stored_parts(lines, reader.vocabulary)
     if raw:
-        parts += [reader.vocabulary.guard(text.text, on_symbols="escape") for text in texts]
+        parts += [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]
     elif texts:
         found = compressed(texts, opened.compressor(store=store), settings)
-        parts += [document.symbols for _, document in found]
+        parts += [document.parts for _, document in found]
     answer = reader.ask(question, _separated(parts), settings=generation)
     with files.open_sink(out) as sink:
         if json_:
@@ -80,24 +80,24 @@ def ask(
             sink.line(answer.text)
 
 
-def _stored_parts(lines: Iterable[files.Source], vocabulary: ZVocabulary) -> list[Part]:
-    """The symbols of what `compress` wrote, in any of its formats."""
-    parts: list[Part] = []
+def _stored_parts(lines: Iterable[files.Source], vocabulary: ZVocabulary) -> list[tuple[Part, ...]]:
+    """The parts of what `compress` wrote, in any of its formats."""
+    parts: list[tuple[Part, ...]] = []
     for line in lines:
         stored = read_written(line, vocabulary)
-        parts.append(stored if isinstance(stored, Symbols) else stored.symbols)
+        parts.append((stored,) if isinstance(stored, Symbols) else stored.parts)
     return parts
 
 
-def _separated(parts: list[Part]) -> list[Part]:
-    """Parts with a line's end between them: two texts are not one."""
-    if not any(len(part) for part in parts):
+def _separated(texts: list[tuple[Part, ...]]) -> list[Part]:
+    """The parts of all texts, with a line's end between them: two texts are not one."""
+    if not any(len(part) for parts in texts for part in parts):
         raise ConfigError(
             "the context is empty: there is nothing to answer from", field="sources", value=""
         )
     spaced: list[Part] = []
-    for part in parts:
+    for parts in texts:
         if spaced:
             spaced.append("\n")
-        spaced.append(part)
+        spaced += parts
     return spaced

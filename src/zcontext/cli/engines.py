@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from zcontext.evaluation.judge import Judge
-    from zcontext.spans import SupportsCompress, SupportsDecompress, SupportsRead
+    from zcontext.spans import SupportsCompress, SupportsDecompress, SupportsPrune, SupportsRead
     from zcontext.vocabulary import ZVocabulary
 
 _PANEL = "Model"
@@ -113,6 +113,19 @@ class Engines:
         # The store first: a bad path should not cost the seconds of loading a model.
         kept = None if store is None else SQLiteStore(store)
         return ZCompressor(self.model, store=kept)
+
+    def pruner(self) -> SupportsPrune:
+        """A pruner."""
+        from zcontext.pruner import ZPruner
+
+        return ZPruner(self.model)
+
+    def token_bits(self, text: str) -> list[float]:
+        """The surprisal of each base token of a text, under the plain base."""
+        from zcontext.pruner import token_bits
+        from zcontext.tokenization import text_tokenizer
+
+        return token_bits(self.model, text_tokenizer(self.model.tokenizer).ids(text))
 
     def decompressor(self, *, batch_size: int = 8) -> SupportsDecompress:
         """A decompressor that reads so many spans in one pass."""

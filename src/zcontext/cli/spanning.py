@@ -1,27 +1,26 @@
-"""`compress`, `decompress` and `inspect`: text to symbols, symbols to text, and where they went."""
+"""`compress` and `decompress`: text to symbols, symbols to text."""
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from zcontext.bundles import DEFAULT_BUNDLE
 from zcontext.cli import engines, files
-from zcontext.cli.console import Debug, errors, progress_bar, results, say
-from zcontext.config import DEFAULT_RATIO, CompressSettings, profile
+from zcontext.cli.console import Debug, errors, progress_bar, say
+from zcontext.cli.shortening import write_pruned
+from zcontext.config import CompressSettings, profile
 from zcontext.errors import ConfigError, ZContextError
-from zcontext.spans import SupportsCompress, ZDocument
-from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
+from zcontext.sizes import Sizes, sizes_of
+from zcontext.spans import SupportsCompress, ZDocument, written_parts
+from zcontext.vocabulary import Symbols, ZVocabulary
 
 if TYPE_CHECKING:
-    from zcontext.cli.files import Source
-
-Format = Literal["json", "compact", "symbols"]
+    from zcontext.cli.files import Sink, Source
 
 Sources = Annotated[
     list[str], typer.Argument(help="Text files in UTF-8; - is standard input.", metavar="FILE...")
@@ -69,10 +68,33 @@ OnLowFidelity = Annotated[
     str | None,
     typer.Option(help="Windows below that: keep (default), finer (more symbols) or raw."),
 ]
+Question = Annotated[
+    str | None,
+    typer.Option(help="What will be asked: the texts are then written for this question."),
+]
 ProfileName = Annotated[
-    str, typer.Option("--profile", help="legal, default or summary; other options replace its own.")
+    str,
+    typer.Option(
+        "--profile", help="legal, default, summary or sliding; other options replace its own."
+    ),
 ]
 
+Protect = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Keep as text: tables, code, json, numbers, names, urls or re:PATTERN; repeatable."
+    ),
+]
+OutputKind = Annotated[
+    str, typer.Option(help="symbols; or text, shorter and readable, for models that know none.")
+]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", "-f", help="json, compact or symbols; of text, text or json."),
+]
+
+SETTINGS: Final = frozenset(CompressSettings.__dataclass_fields__)
+"""Options of `compress` that are named as settings are."""
 BATCH = 8
 """Documents handed over together; after each batch what is done is written."""
 
@@ -90,10 +112,11 @@ def compress(
     exact: Exact = False,
     min_fidelity: MinFidelity = None,
     on_low_fidelity: OnLowFidelity = None,
+    question: Question = None,
     profile_: ProfileName = "default",
-    format_: Annotated[
-        str, typer.Option("--format", "-f", help="json, compact or symbols.")
-    ] = "json",
+    protect: Protect = None,
+    output: OutputKind = "symbols",
+    format_: FormatName = None,
     jsonl: Rows = None,
     store: Store = None,
     out: Out = None,
@@ -104,36 +127,57 @@ def compress(
     device: engines.Device = "auto",
     debug: Debug = False,
 ) -> None:
-    """Compress texts into symbols, one line for each.
+    """Compress texts into symbols, one line for each; or into shorter text (--output text).
 
     Formats: json has the whole document with its figures; compact is one short ASCII string that
-    decompress reads too; symbols is the written form, to be put into prompts.
+    decompress reads too; symbols is the written form, to be put into prompts. Text, for models that
+    know no symbols, is written as it is, or with what was lost as json.
 
     Example:
       zcontext compress notes.txt --ratio 8 --out notes.spans.jsonl
       cat notes.txt | zcontext compress - --format symbols
+      zcontext compress report.md --protect tables --protect code
     """  # noqa: DOC101, DOC103 - the options tell
-    chosen = profile(profile_).replace(  # type: ignore[arg-type]  # checked there
-        ratio=ratio,
-        max_symbols=max_symbols,
-        bits_per_symbol=bits_per_symbol,
-        depth=depth,
-        window=window,
-        context=context,
-        memory=memory,
-        on_symbols=on_symbols,
-        exact=exact or None,
-        min_fidelity=min_fidelity,
-        on_low_fidelity=on_low_fidelity,
-    )
-    shape = _format(format_)
+    options = {name: value for name, value in locals().items() if name in SETTINGS}
+    options |= {"exact": exact or None, "protect": tuple(protect or ()) or None}
+    chosen = profile(profile_).replace(**options)  # type: ignore[arg-type]  # checked there
+    shape = _format(format_, output)
     texts = files.read_sources(sources, field=jsonl)
-    compressor = engines.open_engines(bundle, base, quantization, dtype, device).compressor(
-        store=store
-    )
+    opened = engines.open_engines(bundle, base, quantization, dtype, device)
+    if output == "text":
+        with files.open_sink(out) as sink:
+            write_pruned(texts, opened.pruner(), chosen, sink=sink, as_json=shape == "json")
+        return
+    compressor = opened.compressor(store=store)
     with files.open_sink(out) as sink:
-        for source, document in compressed(texts, compressor, chosen):
-            sink.line(written(document, shape, source=source, vocabulary=compressor.vocabulary))
+        _write_symbols(compressed(texts, compressor, chosen), opened, shape, sink=sink)
+
+
+def _write_symbols(
+    found: Iterator[tuple[Source, ZDocument]], opened: engines.Engines, shape: str, *, sink: Sink
+) -> None:
+    """Write documents line by line; where they are exact, say what they take."""
+    totals: list[Sizes] = []
+    spread = False
+    for at, (source, document) in enumerate(found):
+        # Those without a span need no errata, and are nothing to be held against the model.
+        exact = document.exact and document.n_errata_bytes > 0
+        bits = opened.token_bits(source.text) if exact else None
+        sizes = sizes_of(document, source.text, token_bits=bits)
+        line = written(document, shape, source=source, vocabulary=opened.vocabulary, sizes=sizes)
+        spread = spread or "\n" in line
+        if spread and at > 0:
+            raise ConfigError(
+                "protected text of several lines has no place in --format symbols with several "
+                "texts; use --format json or compact",
+                field="format",
+                value=shape,
+            )
+        sink.line(line)
+        if exact:
+            totals.append(sizes)
+    if totals:
+        say(f"exact: {sum(totals[1:], totals[0])}")
 
 
 def decompress(
@@ -184,41 +228,6 @@ def decompress(
         say(f"{n_exact} of {len(documents)} exact, checked (compress --exact makes them so)")
 
 
-def inspect(
-    source: Annotated[str, typer.Argument(help="A text file in UTF-8; - is standard input.")],
-    ratio: Ratio = None,
-    depth: Depth = None,
-    exact: Exact = False,
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Also write a heat map as one HTML file.")
-    ] = None,
-    bundle: engines.Bundle = DEFAULT_BUNDLE,
-    base: engines.Base = None,
-    quantization: engines.Quantization = "nf4",
-    dtype: engines.Dtype = "auto",
-    device: engines.Device = "auto",
-    debug: Debug = False,
-) -> None:
-    """Show a text coloured by how many symbols each piece of it gets.
-
-    Example:
-      zcontext inspect notes.txt --ratio 8 --html notes.html
-    """  # noqa: DOC101, DOC103 - the options tell
-    from zcontext import inspection
-
-    settings = CompressSettings(ratio=ratio or DEFAULT_RATIO, depth=depth, exact=exact)
-    (text,) = files.read_sources([source])
-    opened = engines.open_engines(bundle, base, quantization, dtype, device)
-    shown = opened.vocabulary.guard(text.text, on_symbols="escape")
-    ((_, document),) = compressed([files.Source(text.name, shown)], opened.compressor(), settings)
-    pieces = inspection.pieces_of(document, shown, starts=opened.token_starts(shown))
-    results().print(inspection.terminal_view(pieces, document=document))
-    if html is not None:
-        with files.open_sink(html) as sink:
-            title = "standard input" if source == files.STDIN else Path(source).name
-            sink.write(inspection.html_page(pieces, document=document, title=title))
-
-
 def compressed(
     texts: Sequence[Source], compressor: SupportsCompress, settings: CompressSettings
 ) -> Iterator[tuple[Source, ZDocument]]:
@@ -245,7 +254,14 @@ def compressed(
             yield from zip(batch, found, strict=True)
 
 
-def written(document: ZDocument, shape: Format, *, source: Source, vocabulary: ZVocabulary) -> str:
+def written(
+    document: ZDocument,
+    shape: str,
+    *,
+    source: Source,
+    vocabulary: ZVocabulary,
+    sizes: Sizes | None = None,
+) -> str:
     """A document as one line.
 
     Args:
@@ -253,6 +269,7 @@ def written(document: ZDocument, shape: Format, *, source: Source, vocabulary: Z
         shape: Which format.
         source: The text it was written from.
         vocabulary: The written form of its symbols.
+        sizes: What it and its text take; None counts them.
 
     Returns:
         The line, without its end.
@@ -260,17 +277,21 @@ def written(document: ZDocument, shape: Format, *, source: Source, vocabulary: Z
     if shape == "compact":
         return document.to_compact()
     if shape == "symbols":
-        return vocabulary.render(document.symbols)
+        return written_parts(vocabulary, document.parts)
+    found = sizes or sizes_of(document, source.text)
     row = {
         "source": source.name,
         "n_tokens": document.n_tokens,
         "n_symbols": document.n_symbols,
-        "ratio": round(document.ratio, 3) if document.n_symbols else None,
-        "bits": document.bits,
-        "errata_bits": document.errata_bits,
-        "total_bits": document.total_bits,
-        "utf8_bits": 8 * document.n_bytes,
-        "gzip_bits": 8 * len(gzip.compress(utf8_bytes(source.text), 9, mtime=0)),
+        "n_positions": document.n_positions,
+        "ratio": round(document.ratio, 3) if document.n_positions else None,
+        "bits": found.bits,
+        "errata_bits": found.errata_bits,
+        "total_bits": found.total_bits,
+        "utf8_bits": found.utf8_bits,
+        "gzip_bits": found.gzip_bits,
+        "zstd_bits": found.zstd_bits,
+        "model_bits": found.model_bits,
         "exact": document.exact,
         "document": document.to_dict(),
     }
@@ -306,10 +327,17 @@ def read_written(line: Source, vocabulary: ZVocabulary) -> ZDocument | Symbols:
         raise ConfigError(f"{line.name}: {error}", field="sources", value=line.name) from error
 
 
-def _format(name: str) -> Format:
-    match name:
-        case "json" | "compact" | "symbols":
-            return name
-    raise ConfigError(
-        f"format must be json, compact or symbols, got {name!r}", field="format", value=name
-    )
+def _format(name: str | None, output: str) -> str:
+    """The format asked for, or the usual one of the output."""
+    formats = {"symbols": ("json", "compact", "symbols"), "text": ("text", "json")}.get(output)
+    if formats is None:
+        raise ConfigError(
+            f"output must be symbols or text, got {output!r}", field="output", value=output
+        )
+    if name not in (None, *formats):
+        raise ConfigError(
+            f"format must be {', '.join(formats[:-1])} or {formats[-1]}, got {name!r}",
+            field="format",
+            value=name,
+        )
+    return name or formats[0]

@@ -21,7 +21,7 @@ from weakref import WeakValueDictionary
 
 from zcontext.bundles import find_bundle
 from zcontext.errors import BundleError, ConfigError
-from zcontext.spans import SupportsCompress, SupportsRead
+from zcontext.spans import SupportsCompress, SupportsPrune, SupportsRead
 from zcontext.vocabulary import ZVocabulary
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Engine:
     def __init__(self, source: object) -> None:
         self._compressor: SupportsCompress | None = None
         self._reader: SupportsRead | None = None
+        self._pruner: SupportsPrune | None = None
         self._vocabulary: ZVocabulary | None = None
         self._path: Path | None = None
         self._model: Any = None
@@ -143,6 +144,28 @@ class Engine:
 
                 self._reader = Inferencer(model)
             return self._reader
+
+    def pruner(self) -> SupportsPrune:
+        """The pruner, loaded if it is not there yet.
+
+        Returns:
+            The same one each time.
+
+        Raises:
+            ConfigError: if the engine given has no model to prune by.
+            ModelError: if the bundle or its base cannot be loaded.
+        """
+        with _loading:
+            if self._pruner is None and isinstance(self._compressor, SupportsPrune):
+                self._pruner = self._compressor
+            if self._pruner is None:
+                # A compressor or reader that the user made has its model with it.
+                given = self._compressor or self._reader
+                model = getattr(given, "model", None) or self._loaded("prune")
+                from zcontext.pruner import ZPruner
+
+                self._pruner = ZPruner(model, settings=getattr(given, "settings", None))
+            return self._pruner
 
     def _loaded(self, verb: str) -> ZLanguageModel:
         if self._model is None and self._path is None:

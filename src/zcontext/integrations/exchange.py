@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from zcontext.budget import Candidate, Choice, plan_budget
 from zcontext.config import CompressSettings
@@ -21,6 +22,7 @@ from zcontext.errors import (
     SymbolCollisionError,
     VocabularyError,
 )
+from zcontext.fragile import protected_places
 from zcontext.integrations.items import (
     Item,
     digest,
@@ -35,6 +37,7 @@ from zcontext.integrations.records import (
     ACTION,
     CODEC,
     KEYS,
+    N_POSITIONS,
     N_SYMBOLS,
     N_TOKENS,
     PREFIX,
@@ -56,7 +59,7 @@ from zcontext.integrations.records import (
     warn_unreadable,
     without_record,
 )
-from zcontext.spans import SupportsCompress, ZDocument
+from zcontext.spans import SupportsCompress, ZDocument, written_parts
 from zcontext.vocabulary import ZVocabulary, has_symbols
 
 __all__ = [
@@ -89,6 +92,9 @@ __all__ = [
 ]
 
 
+_PLAIN: Final = CompressSettings()
+
+
 class Exchange:
     """Exchanges lists of chunks under one codec.
 
@@ -97,6 +103,8 @@ class Exchange:
         compressor: Gives the compressor; called only when something has to be counted or
             compressed, so that swapping stored spans loads no weights.
         settings: When to exchange, and for how many symbols.
+        question: What will be asked of the chunks. Texts are then written for it; stored spans,
+            which serve every question, are not used.
     """
 
     def __init__(
@@ -105,10 +113,12 @@ class Exchange:
         *,
         compressor: Callable[[], SupportsCompress],
         settings: ExchangeSettings | None = None,
+        question: str | None = None,
     ) -> None:
         self.vocabulary = vocabulary
         self.settings = settings or ExchangeSettings()
         self._compressor = compressor
+        self._question = question
 
     def index(self, chunks: Sequence[Chunk]) -> list[Exchanged]:
         """Spans next to the texts, which stay as they are.
@@ -153,7 +163,7 @@ class Exchange:
         """What stands for a chunk where its text was."""
         if item.document is None or item.raw or item.kept:
             return item.text
-        return self.vocabulary.render(item.document.symbols)
+        return written_parts(self.vocabulary, item.document.parts)
 
     def _decide(self, chunks: Sequence[Chunk], *, max_tokens: int | None) -> list[Item]:
         items = [self._look(chunk) for chunk in chunks]
@@ -192,7 +202,9 @@ class Exchange:
         if self.settings.on_symbols == "keep" and has_symbols(item.text):
             item.kept = True
             return item
-        if found is not None and found.text_sha256 == digest(item.text):
+        if self._question is not None:
+            reason = ""  # what was stored serves every question, and is not looked for
+        elif found is not None and found.text_sha256 == digest(item.text):
             if found.codec == self.vocabulary.codec:
                 item.document, item.stored, item.n_tokens = found, True, found.n_tokens
             else:
@@ -275,7 +287,17 @@ class Exchange:
             n = self._n_positions(item) if item.kept else item.n_tokens
             return Candidate(n, score, compressible=False)
         n_stored = None if there is None else self._n_positions(item)
-        return Candidate(item.n_tokens, score, n_stored, compressible=not item.settled)
+        n_literal = 0 if item.settled else self._n_literal(item)
+        return Candidate(item.n_tokens, score, n_stored, not item.settled, n_literal)
+
+    def _n_literal(self, item: Item) -> int:
+        """Tokens that would be kept as text, were the chunk written now."""
+        protect = self._protect()
+        places = protected_places(item.text, protect) if protect else []
+        return sum(self._compressor().count_tokens(item.text[b:e]) for b, e in places)
+
+    def _protect(self) -> tuple[str, ...]:
+        return self.settings.protect or (self.settings.compress or _PLAIN).protect
 
     def _n_positions(self, item: Item) -> int:
         """Positions of what stands for a chunk; loads no compressor where that is symbols only."""
@@ -287,10 +309,13 @@ class Exchange:
         """Keep a whole list within a budget; stored spans are used as long as they fit."""
         budget -= sum(n_symbols_in(self.vocabulary, i.text) for i in items if i.kept)
         wanted = [item for item in items if not item.kept and not item.raw]
-        n_stored = sum(item.document.n_symbols for item in wanted if item.document)
+        n_stored = sum(item.document.n_positions for item in wanted if item.document)
         fresh = [item for item in wanted if item.document is None]
-        if n_stored + len(fresh) <= budget:
+        kept = [self._n_literal(item) for item in wanted]
+        if n_stored + len(fresh) + sum(self._n_literal(item) for item in fresh) <= budget:
             wanted, budget = fresh, budget - n_stored
+            kept = [self._n_literal(item) for item in wanted]
+        budget -= sum(kept)
         if len(wanted) > budget:
             raise ConfigError(
                 f"max_symbols={self.settings.max_symbols} is too few for {len(items)} chunks: each "
@@ -298,8 +323,10 @@ class Exchange:
                 field="max_symbols",
                 value=self.settings.max_symbols,
             )
-        for item, share in zip(wanted, shares([i.n_tokens for i in wanted], budget), strict=True):
-            if item.document is None or item.document.n_symbols > share:
+        split = shares([item.n_tokens for item in wanted], budget)
+        for item, share, n_literal in zip(wanted, split, kept, strict=True):
+            share += n_literal
+            if item.document is None or item.document.n_positions > share:
                 item.document, item.stored = None, False
                 self._compress([item], max_symbols=share)
 
@@ -319,6 +346,7 @@ class Exchange:
     def _compress_settings(self, *, capped: bool) -> CompressSettings:
         """Those of the compressor, so that what has a floor is measured when it is written."""
         chosen = self.settings.compress or self._compressor().settings
+        chosen = chosen.replace(question=self._question, protect=self.settings.protect or None)
         if chosen.min_fidelity is None and self.settings.min_accuracy is not None:
             chosen = chosen.replace(min_fidelity=self.settings.min_accuracy)
         if capped and chosen.on_low_fidelity == "finer":
@@ -353,6 +381,8 @@ class Exchange:
             return record
         record[CODEC] = item.document.codec
         record[N_SYMBOLS] = item.document.n_symbols
+        if item.document.has_literals:
+            record[N_POSITIONS] = item.document.n_positions
         accuracy = token_accuracy(item.document)
         if accuracy is not None:
             record[ACCURACY] = round(accuracy, 6)

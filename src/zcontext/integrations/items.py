@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from zcontext.integrations.records import Chunk, Policy
-from zcontext.spans import ZDocument
+from zcontext.spans import ZDocument, written_parts
 from zcontext.vocabulary import ZVocabulary, utf8_bytes
 
 
@@ -67,9 +67,10 @@ def digest(text: str) -> str:
 
 
 def is_written(text: str, found: ZDocument) -> bool:
-    """Whether the text is a run of the very symbols that a span vouches for, and nothing else."""
+    """Whether the text is a run of what a span vouches for, its symbols and literals, no more."""
     writer = ZVocabulary(codec=found.codec, depth=found.depth, size=found.size)
-    return f" {' '.join(text.split())} " in f" {writer.render(found.symbols)} "
+    whole = " ".join(written_parts(writer, found.parts).split())
+    return f" {' '.join(text.split())} " in f" {whole} "
 
 
 def n_symbols_in(vocabulary: ZVocabulary, text: str) -> int:

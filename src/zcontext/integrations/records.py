@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args
 from zcontext.budget import RATIOS
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
+from zcontext.fragile import check_protect
 from zcontext.spans import ZDocument
 
 PREFIX: Final = "zcontext_"
@@ -30,9 +31,19 @@ N_SYMBOLS: Final = PREFIX + "n_symbols"
 ACCURACY: Final = PREFIX + "token_accuracy"
 TEXT: Final = PREFIX + "text"
 """The source text, where `keep_text` asks for it."""
-KEYS: Final = (SPAN, ACTION, REASON, CODEC, N_TOKENS, N_SYMBOLS, ACCURACY, TEXT)
+N_POSITIONS: Final = PREFIX + "n_positions"
+"""Positions a reader spends where some are text: symbols and literals, or tokens of pruned text."""
+KEPT: Final = PREFIX + "share_kept"
+"""Share of the surprisal that pruned text has kept."""
+LOST: Final = PREFIX + "lost"
+"""Numbers, names and addresses that are not in pruned text: a JSON list."""
+KEYS: Final = (
+    *(SPAN, ACTION, REASON, CODEC, N_TOKENS, N_SYMBOLS, ACCURACY, TEXT),
+    *(N_POSITIONS, KEPT, LOST),
+)
 
-Action = Literal["indexed", "swapped", "compressed", "raw", "dropped"]
+Action = Literal["indexed", "swapped", "compressed", "raw", "dropped", "pruned"]
+Output = Literal["symbols", "text"]
 Policy = Literal["refuse", "escape", "drop", "keep"]
 Flat = str | int | float
 
@@ -65,6 +76,10 @@ class ExchangeSettings:
             and "drop" make it harmless, "keep" trusts well-formed symbols of this codec.
         keep_text: Keep the source text in the metadata when symbols take its place.
         compress: Further settings of the compressor; its budget holds if none is given here.
+        query_aware: Write the texts for the question they were retrieved for, at query time and
+            without stored spans; texts are indexed as without it.
+        output: "symbols", or "text" for readers that know none: shorter, readable text.
+        protect: What is kept as text, besides what `compress` says; see `CompressSettings`.
 
     Raises:
         ConfigError: if a value is out of its range or two budgets are given.
@@ -78,6 +93,9 @@ class ExchangeSettings:
     on_symbols: Policy = "refuse"
     keep_text: bool = False
     compress: CompressSettings | None = None
+    query_aware: bool = False
+    output: Output = "symbols"
+    protect: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         CompressSettings(ratio=self.ratio, max_symbols=self.max_symbols)  # checks both
@@ -101,6 +119,19 @@ class ExchangeSettings:
                 field="on_symbols",
                 value=self.on_symbols,
             )
+
+        if self.output not in get_args(Output) or (self.output == "text" and self.query_aware):
+            raise ConfigError(
+                f"output={self.output!r}, query_aware={self.query_aware}: give 'symbols', or "
+                "'text' without query_aware.",
+                field="output",
+                value=self.output,
+            )
+        check_protect(self.protect)
+
+    def question_of(self, query: str | None) -> str | None:
+        """What texts are to be written for, given what was asked; None for any question."""
+        return query if self.query_aware and query and query.strip() else None
 
     def _check_max_tokens(self) -> None:
         wrong = type(self.max_tokens) is not int or (self.max_tokens or 0) < 1

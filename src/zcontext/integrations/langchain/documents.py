@@ -24,11 +24,12 @@ from zcontext.integrations.exchange import (
     N_SYMBOLS,
     N_TOKENS,
     Chunk,
-    Exchange,
     ExchangeSettings,
     Policy,
 )
 from zcontext.integrations.langchain.watching import watch
+from zcontext.integrations.opening import open_exchange
+from zcontext.integrations.records import Output
 from zcontext.vocabulary import ZVocabulary
 
 _NAME = "ZContextCompressor"
@@ -60,6 +61,11 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
             "keep" for documents whose metadata was lost after compression.
         keep_text: Keep the source text in metadata, for citations.
         settings: Further settings of the compressor.
+        query_aware: Write documents for the query they were retrieved for: each is then compressed
+            at query time, and symbols stored in metadata are not used.
+        output: "text" cuts documents down to readable text, for models that know no symbols.
+        protect: What is kept as text between symbols: "tables", "code", "json", "numbers",
+            "names", "urls", or patterns such as "re:ART-[0-9]+".
 
     Raises:
         ValidationError: pydantic's, with our message, if a value is out of its range.
@@ -77,6 +83,9 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
     on_symbols: Policy = "refuse"
     keep_text: bool = False
     settings: CompressSettings | None = None
+    query_aware: bool = False
+    output: Output = "symbols"
+    protect: tuple[str, ...] = ()
     _engine: Engine = PrivateAttr()
     _options: ExchangeSettings = PrivateAttr()
 
@@ -93,6 +102,9 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
             on_symbols=self.on_symbols,
             keep_text=self.keep_text,
             compress=self.settings,
+            query_aware=self.query_aware,
+            output=self.output,
+            protect=self.protect,
         )
         watch()
 
@@ -108,7 +120,8 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
 
         Args:
             documents: What a retriever found.
-            query: Not looked at: symbols written at index time must serve every query.
+            query: Not looked at, as symbols written at index time must serve every query; unless
+                `query_aware` is set.
             callbacks: Told of the run as of a chain.
 
         Returns:
@@ -127,7 +140,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
 
         Args:
             documents: What a retriever found.
-            query: Not looked at.
+            query: Not looked at unless `query_aware` is set.
             callbacks: Told of the run as of a chain.
 
         Returns:
@@ -173,7 +186,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         manager = CallbackManager.configure(inheritable_callbacks=callbacks)
         run = manager.on_chain_start(None, _inputs(documents, query), name=_NAME)
         try:
-            result = self._exchange(documents, index=query is None)
+            result = self._exchange(documents, query)
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -186,19 +199,17 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks)
         run = await manager.on_chain_start(None, _inputs(documents, query), name=_NAME)
         try:
-            result = await in_thread(partial(self._exchange, documents, index=query is None))
+            result = await in_thread(partial(self._exchange, documents, query))
         except BaseException as error:
             await run.on_chain_error(error)
             raise
         await run.on_chain_end(_summary(documents, result))
         return result
 
-    def _exchange(self, documents: Sequence[Document], *, index: bool) -> list[Document]:
+    def _exchange(self, documents: Sequence[Document], query: str | None) -> list[Document]:
         if not documents:
             return []
-        exchange = Exchange(
-            self._engine.vocabulary, compressor=self._engine.compressor, settings=self._options
-        )
+        exchange = open_exchange(self._engine, self._options, query)
         chunks = [
             Chunk(
                 document.page_content,
@@ -208,7 +219,7 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
             )
             for position, document in enumerate(documents)
         ]
-        exchanged = exchange.index(chunks) if index else exchange.swap(chunks)
+        exchanged = exchange.index(chunks) if query is None else exchange.swap(chunks)
         return [
             document.model_copy(
                 update={"page_content": item.text, "metadata": item.metadata(document.metadata)}

@@ -31,13 +31,14 @@ from zcontext.integrations.engines import Engine, in_thread
 from zcontext.integrations.exchange import (
     ACTION,
     Chunk,
-    Exchange,
     Exchanged,
     ExchangeSettings,
     Policy,
     guarded,
 )
 from zcontext.integrations.llamaindex.watch import watch_for_symbols
+from zcontext.integrations.opening import AnyExchange, open_exchange
+from zcontext.integrations.records import Output
 from zcontext.vocabulary import ZVocabulary
 
 AnyNode = TypeVar("AnyNode", bound=BaseNode)
@@ -62,6 +63,11 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         on_symbols: What to do with text that spells symbols: "refuse", "escape", "drop", "keep".
         keep_text: Keep the source text in the metadata.
         compress: Further settings of the compressor.
+        query_aware: Write nodes for the query they were retrieved for: each is then compressed at
+            query time, and the spans of `ZContextTransform` are not used.
+        output: "text" cuts nodes down to readable text, for LLMs that know no symbols.
+        protect: What is kept as text between symbols: "tables", "code", "json", "numbers",
+            "names", "urls", or patterns such as "re:ART-[0-9]+".
 
     Raises:
         ConfigError: if a setting is out of range or `model` is none of these.
@@ -73,7 +79,7 @@ class ZContextPostprocessor(BaseNodePostprocessor):
 
     _engine: Engine = PrivateAttr()
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an argument for each setting
         self,
         model: object,
         *,
@@ -85,6 +91,9 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         on_symbols: Policy = "refuse",
         keep_text: bool = False,
         compress: CompressSettings | None = None,
+        query_aware: bool = False,
+        output: Output = "symbols",
+        protect: tuple[str, ...] = (),
     ) -> None:
         engine = Engine(model)
         settings = ExchangeSettings(
@@ -96,6 +105,9 @@ class ZContextPostprocessor(BaseNodePostprocessor):
             on_symbols=on_symbols,
             keep_text=keep_text,
             compress=compress,
+            query_aware=query_aware,
+            output=output,
+            protect=protect,
         )
         fields: dict[str, Any] = {"settings": settings, "codec": engine.vocabulary.codec}
         super().__init__(**fields)
@@ -117,7 +129,8 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         """
         if query_bundle is not None:
             _check_query(query_bundle.query_str, self._engine.vocabulary, self.settings.on_symbols)
-        exchange = _exchange(self._engine, self.settings)
+        asked = None if query_bundle is None else query_bundle.query_str
+        exchange = open_exchange(self._engine, self.settings, asked)
         scores = [scored.score for scored in nodes]
         changed = exchange.swap(_chunks([scored.node for scored in nodes], scores=scores))
         return [
@@ -148,6 +161,7 @@ class ZContextTransform(TransformComponent):
         min_accuracy: Nodes that read back worse than this share of tokens are marked as raw.
         on_symbols: What to do with text that spells symbols: "refuse", "escape", "drop", "keep".
         compress: Further settings of the compressor.
+        protect: What is kept as text between symbols, as in `ZContextPostprocessor`.
 
     Raises:
         ConfigError: if a setting is out of range or `model` is none of these.
@@ -170,6 +184,7 @@ class ZContextTransform(TransformComponent):
         min_accuracy: float | None = None,
         on_symbols: Policy = "refuse",
         compress: CompressSettings | None = None,
+        protect: tuple[str, ...] = (),
     ) -> None:
         engine = Engine(model)
         settings = ExchangeSettings(
@@ -179,6 +194,7 @@ class ZContextTransform(TransformComponent):
             min_accuracy=min_accuracy,
             on_symbols=on_symbols,
             compress=compress,
+            protect=protect,
         )
         fields: dict[str, Any] = {"settings": settings, "codec": engine.vocabulary.codec}
         super().__init__(**fields)
@@ -202,17 +218,13 @@ class ZContextTransform(TransformComponent):
         Raises:
             ZContextError: if a node spells symbols or cannot be compressed.
         """
-        exchange = _exchange(self._engine, self.settings)
+        exchange = open_exchange(self._engine, self.settings)
         changed = exchange.index(_chunks(nodes))
         return [_copy(node, new, exchange) for node, new in zip(nodes, changed, strict=True)]
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[BaseNode]:
         """The same, off the event loop."""
         return await in_thread(lambda: self(nodes, **kwargs))
-
-
-def _exchange(engine: Engine, settings: ExchangeSettings) -> Exchange:
-    return Exchange(engine.vocabulary, compressor=engine.compressor, settings=settings)
 
 
 def _chunks(
@@ -229,7 +241,7 @@ def _chunks(
     ]
 
 
-def _copy(node: AnyNode, new: Exchanged, exchange: Exchange) -> AnyNode:
+def _copy(node: AnyNode, new: Exchanged, exchange: AnyExchange) -> AnyNode:
     """The node with new text and record. What it shares with the old one is never changed."""
     hidden = [*new.record, *_spelling_keys(node, exchange)]
     # Not a deep copy: an IndexNode holds whole indexes.
@@ -251,7 +263,7 @@ def _union(keys: Sequence[str], more: Sequence[str] | dict[str, Any]) -> list[st
     return list(dict.fromkeys([*keys, *more]))
 
 
-def _spelling_keys(node: BaseNode, exchange: Exchange) -> list[str]:
+def _spelling_keys(node: BaseNode, exchange: AnyExchange) -> list[str]:
     """Metadata that spells symbols, which stands next to the text in the prompt.
 
     Raises:

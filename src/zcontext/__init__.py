@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zcontext.errors import DivergedError as DivergedError
     from zcontext.errors import MissingDependencyError as MissingDependencyError
     from zcontext.errors import ModelError as ModelError
+    from zcontext.errors import OverloadedError as OverloadedError
     from zcontext.errors import SpanError as SpanError
     from zcontext.errors import StoreError as StoreError
     from zcontext.errors import SymbolCollisionError as SymbolCollisionError
@@ -70,7 +71,7 @@ _NAMES_OF = {
     "config": "CodecConfig CompressSettings GenerationSettings",
     "errors": (
         "BundleError CodecMismatchError ConfigError ContextOverflowError CorruptSpanError "
-        "DivergedError MissingDependencyError ModelError SpanError StoreError "
+        "DivergedError MissingDependencyError ModelError OverloadedError SpanError StoreError "
         "SymbolCollisionError TrainingError UnknownSymbolError UnsupportedBaseError "
         "VocabularyError WindowError ZContextError"
     ),

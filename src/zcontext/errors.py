@@ -15,6 +15,7 @@
      |   + UnsupportedBaseError
      |   + BundleError
      |   + ContextOverflowError
+     |   + OverloadedError                  too many calls wait for the model
      + StoreError
      + TrainingError
      |   + DivergedError                    .step .last_checkpoint
@@ -97,6 +98,10 @@ class BundleError(ModelError):
 
 class ContextOverflowError(ModelError):
     """A prompt needs more positions than the model has."""
+
+
+class OverloadedError(ModelError):
+    """More calls wait for the model than are allowed to."""
 
 
 class StoreError(ZContextError):

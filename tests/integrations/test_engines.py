@@ -9,6 +9,7 @@ import sys
 import time
 from copy import deepcopy
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from langchain_core.documents import Document
 from pieces import RIVER
 
 from zcontext.bundle import save_bundle
-from zcontext.errors import BundleError, ConfigError
+from zcontext.errors import BundleError, ConfigError, OverloadedError
+from zcontext.integrations import waiting
 from zcontext.integrations.engines import Engine, follow, in_thread
 from zcontext.integrations.langchain import ChatZContext, ZContextCompressor, ZContextLLM
 from zcontext.model import ZLanguageModel
@@ -166,3 +168,57 @@ async def test_a_cancelled_stream_stops_at_its_next_piece() -> None:
     stopped = n_made
     await asyncio.sleep(0.05)
     assert n_made == stopped > 0
+
+
+# How many may wait
+
+
+@pytest.fixture
+def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_limit", 2)
+
+
+@pytest.mark.usefixtures("two_places")
+async def test_a_call_beyond_the_limit_is_refused_and_places_are_given_back() -> None:
+    gate = Event()
+    held = [asyncio.create_task(in_thread(gate.wait)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(OverloadedError, match="2 calls run or wait"):
+        await in_thread(lambda: None)
+    with pytest.raises(OverloadedError):
+        [piece async for piece in follow(lambda: iter("ab"))]
+    gate.set()
+    assert await asyncio.gather(*held) == [True, True]
+    assert [piece async for piece in follow(lambda: iter("ab"))] == ["a", "b"]
+    assert await in_thread(lambda: 3) == 3
+
+
+@pytest.mark.usefixtures("two_places")
+async def test_a_cancelled_call_and_a_failed_one_leave_no_place_taken() -> None:
+    with pytest.raises(ZeroDivisionError):
+        await in_thread(lambda: 1 // 0)
+    task = asyncio.create_task(in_thread(lambda: time.sleep(0.05)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    stream = follow(lambda: iter("abc"))
+    assert await anext(stream) == "a"
+    await stream.aclose()
+    assert await asyncio.gather(in_thread(lambda: 1), in_thread(lambda: 2)) == [1, 2]
+
+
+@pytest.mark.parametrize("limit", [0, -1, 2.0, "many", True])
+def test_a_limit_that_is_no_count_is_refused(limit: Any) -> None:
+    with pytest.raises(ConfigError, match="1 or more"):
+        waiting.set_max_waiting(limit)
+
+
+def test_the_environment_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_limit", None)
+    monkeypatch.setenv(waiting.VARIABLE, "7")
+    assert waiting.max_waiting() == 7
+    monkeypatch.setattr(waiting, "_limit", None)
+    monkeypatch.setenv(waiting.VARIABLE, "none")
+    with pytest.raises(ConfigError):
+        waiting.max_waiting()

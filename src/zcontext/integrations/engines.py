@@ -12,7 +12,6 @@ import asyncio
 import contextvars
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Event, RLock, Thread
@@ -21,6 +20,7 @@ from weakref import WeakValueDictionary
 
 from zcontext.bundles import find_bundle
 from zcontext.errors import BundleError, ConfigError
+from zcontext.integrations.waiting import POOL, place_in_line
 from zcontext.spans import SupportsCompress, SupportsPrune, SupportsRead
 from zcontext.vocabulary import ZVocabulary
 
@@ -34,9 +34,6 @@ T = TypeVar("T")
 # Weak, so that weights go when the last compressor or reader on them goes.
 _models: WeakValueDictionary[Path, ZLanguageModel] = WeakValueDictionary()
 _loading: Final = RLock()
-# Our own pool: calls that wait for one model would otherwise fill the event loop's, and keep DNS
-# look-ups and file reads of the whole program waiting with them.
-_pool: Final = ThreadPoolExecutor(max_workers=8, thread_name_prefix="zcontext")
 
 
 class Engine:
@@ -212,9 +209,13 @@ async def in_thread(call: Callable[[], T]) -> T:
 
     Returns:
         What it returns.
-    """
+
+    Raises:
+        OverloadedError: Too many calls wait already.
+    """  # noqa: DOC502 - raised by `place_in_line`
     context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_pool, context.run, call)
+    with place_in_line():
+        return await asyncio.get_running_loop().run_in_executor(POOL, context.run, call)
 
 
 async def follow(start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
@@ -231,8 +232,15 @@ async def follow(start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         Its pieces, in order.
 
     Raises:
-        BaseException: whatever the stream raises.
+        BaseException: whatever the stream raises; `OverloadedError` if too many calls wait already.
     """
+    with place_in_line():
+        async for piece in _followed(start):
+            yield piece
+
+
+async def _followed(start: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+    """`follow`, once a place is taken."""
     loop = asyncio.get_running_loop()
     pieces: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
     abandoned = Event()

@@ -78,14 +78,11 @@ HARD = ("[", '["', '{"a":', "`", "a|\n", "[1,", "~~~\n", "1", "1.", "A", "a.", "
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_finding_takes_time_in_proportion_to_the_text(kind: str) -> None:
-    def seconds(n: int) -> float:
-        started = time.process_time()
-        for piece in HARD:
-            protected_places(piece * n, (kind,))
-        return time.process_time() - started
-
-    assert seconds(12_000) < 12 * seconds(2_000) + 0.3  # quadratic would be 36 times
+def test_finding_ends_on_long_hard_text(kind: str) -> None:
+    started = time.process_time()
+    for piece in HARD:
+        protected_places(piece * 100_000, (kind,))
+    assert time.process_time() - started < 60  # 1.3 alone on one core; quadratic takes minutes
 
 
 @pytest.mark.parametrize("protect", ["tables", ("table",), ("re:[",), (7,), ["json"]])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +15,17 @@ from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import write_shards
-from zcontext.training.questions import UNKNOWN
+from zcontext.training.prompt_source import PromptSource
+from zcontext.training.questions import UNKNOWN, Question
 from zcontext.training.read_stage import ReadStage
-from zcontext.training.reading import Chunk, Prompt, ReadConfig, answer_states, compress_chunks
+from zcontext.training.reading import (
+    Chunk,
+    Prompt,
+    ReadConfig,
+    Reply,
+    compress_chunks,
+    reply_states,
+)
 from zcontext.training.trainer import Trainer
 
 
@@ -43,17 +53,70 @@ def config(tmp_path: Path) -> TrainConfig:
     )
 
 
-def test_prompts_are_those_that_answering_uses(config: TrainConfig) -> None:
+@pytest.fixture
+def source(config: TrainConfig) -> PromptSource:
     model = tiny_z()
-    stage = ReadStage(model, config)
-    chunk = Chunk([40, 41, 42], None, 1)
-    from zcontext.training.read_stage import PLACE
+    return PromptSource(
+        model.tokenizer,
+        end_token=model.end_token,
+        depth=2,
+        settings=config.read,
+        rows=[
+            Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the light?", "Tom"),
+            Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the boat?", "Ann"),
+            Question("Tom keeps the light. Ann keeps the boat.", "Who sleeps?", UNKNOWN),
+        ],
+        corpus=None,
+    )
 
-    pieces = stage.lay_out(question_parts("Who?", [PLACE]), [chunk])
-    trained = [t for p in pieces for t in (p.ids if isinstance(p, Chunk) else p)]
-    text = model.tokenizer.decode([40, 41, 42])
-    [asked] = encode_messages(model.tokenizer, question_parts("Who?", [text]))
+
+def test_prompts_are_those_that_answering_uses(source: PromptSource) -> None:
+    tokenizer = tiny_z().tokenizer
+    prompt = source.question(Question("", "Who?", "Tom"), Chunk([40, 41, 42], None, 1))
+    trained = [t for p in prompt.pieces if not isinstance(p, Reply) for t in _ids(p)]
+    text = tokenizer.decode([40, 41, 42])
+    [asked] = encode_messages(tokenizer, question_parts("Who?", [text]))
     assert trained == list(asked)
+    assert prompt.pieces[-1] == Reply(prompt.replies[0])
+
+
+def test_turns_are_laid_out_as_the_chat_that_they_become(source: PromptSource) -> None:
+    tokenizer = tiny_z().tokenizer
+    rng = np.random.default_rng(0)
+    drawn = [source.draw(rng) for _ in range(60)]
+    chats = [prompt for prompt in drawn if len(prompt.replies) > 1]
+    assert {len(prompt.replies) for prompt in chats} == {2, 3}
+    for prompt in chats:
+        text = tokenizer.decode([t for piece in prompt.pieces for t in _ids(piece)])
+        assert text.count("<|im_start|>assistant\n") == len(prompt.replies)
+        assert text.count("<|im_end|>\n<|im_start|>user\nQuestion: ") == len(prompt.replies) - 1
+        assert "<|im_end|><|im_end|>" not in text
+        said = [tokenizer.decode(reply) for reply in prompt.replies]
+        assert set(said) <= {"Tom<|im_end|>", "Ann<|im_end|>", "unknown<|im_end|>"}
+        assert len(set(said)) == len(said)
+
+
+def test_further_questions_are_answered_by_what_was_left_of_the_context(
+    config: TrainConfig,
+) -> None:
+    model = tiny_z()
+    text = "Tom keeps the light." + " The sea is calm tonight." * 8 + " Ann keeps the boat."
+    source = PromptSource(
+        model.tokenizer,
+        end_token=model.end_token,
+        depth=2,
+        settings=dataclasses.replace(
+            config.read, max_context=60, swap_share=0.0, distractor_share=0.0
+        ),
+        rows=[Question(text, "Light?", "Tom"), Question(text, "Boat?", "Ann")],
+        corpus=None,
+    )
+    rng = np.random.default_rng(0)
+    assert {len(source.draw(rng).replies) for _ in range(40)} == {1}
+
+
+def _ids(piece: list[int] | Chunk | Reply) -> list[int]:
+    return piece if isinstance(piece, list) else piece.ids
 
 
 def test_a_batch_depends_on_seed_and_index_alone(config: TrainConfig) -> None:
@@ -68,10 +131,8 @@ def test_every_task_is_drawn_and_answers_end(config: TrainConfig) -> None:
     prompts: list[Prompt] = [p for i in range(40) for p in stage.batch(i)]
     assert {p.task for p in prompts} == {"question", "restate", "continue", "look up"}
     unknown = [*model.tokenizer(UNKNOWN, add_special_tokens=False).input_ids, model.end_token]
-    assert any(p.answer == unknown for p in prompts)
-    assert all(
-        p.answer[-1] == model.end_token for p in prompts if p.task in ("question", "restate")
-    )
+    assert any(unknown in p.replies for p in prompts)
+    assert all(r[-1] == model.end_token for p in prompts if p.task != "continue" for r in p.replies)
 
 
 def test_symbols_are_those_the_compressor_writes(config: TrainConfig) -> None:
@@ -88,11 +149,20 @@ def test_symbols_are_those_the_compressor_writes(config: TrainConfig) -> None:
 
 def test_padding_does_not_reach_a_prompt() -> None:
     model = tiny_z()
-    short, long = [[10, 11, 12]], [[20, 21, 22, 23, 24, 25, 26]]
+    short = [[10, 11, 12], Reply([30, 2])]
+    long = [[20, 21, 22, 23, 24, 25, 26], Reply([31, 2]), [27, 28], Reply([32, 33, 2])]
     with torch.no_grad(), model.using("infer"):
-        alone = answer_states(model, [short], [[30, 2]])
-        together = answer_states(model, [short, long], [[30, 2], [31, 2]])
+        alone = reply_states(model, [short])
+        together = reply_states(model, [short, long])
+        ids = [20, 21, 22, 23, 24, 25, 26, 31, 2, 27, 28, 32, 33, 2]
+        whole = model.run(
+            model.embed_tokens(torch.tensor([ids])),
+            positions=torch.arange(len(ids))[None],
+            mask=torch.ones(1, len(ids), dtype=torch.long),
+        ).hidden[0]
+    assert together.shape == (2 + 2 + 3, model.hidden_size)
     assert torch.allclose(alone, together[:2], atol=1e-5)
+    assert torch.allclose(together[2:], whole[[6, 7, 10, 11, 12]], atol=1e-5)
 
 
 def test_only_infer_learns_and_it_starts_from_decompress(config: TrainConfig) -> None:

@@ -1,7 +1,7 @@
 """The read stage: what a batch of prompts with symbols in them costs.
 
-A prompt is a sequence of token runs and symbol embeddings at consecutive positions, followed by the
-answer that INFER must give. What this module does not know: where prompts come from.
+A prompt is a sequence of token runs, symbol embeddings and the replies that INFER must give, at
+consecutive positions. What this module does not know: where prompts come from.
 """
 
 from __future__ import annotations
@@ -17,8 +17,20 @@ from zcontext.segmentation import place_slots
 from zcontext.training.cross_entropy import token_losses
 from zcontext.training.objective import BITS, StepOutput
 
-Piece = list[int] | Tensor
-"""Token ids, or the embeddings of symbols `[k, hidden]`."""
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What INFER must say at its place in a prompt.
+
+    Attributes:
+        ids: Its tokens, the end token included where the reply is complete.
+    """
+
+    ids: list[int]
+
+
+Piece = list[int] | Tensor | Reply
+"""Token ids that are given, the embeddings of symbols `[k, hidden]`, or a reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,8 @@ class ReadConfig:
     Attributes:
         questions: Question files, see `questions.read_questions`.
         batch_rows: Prompts per micro-batch.
+        max_turns: Questions about one context at most: as many turns of a chat, so that symbols
+            are written and read once for all of them.
         min_ratio: Lowest ratio drawn.
         max_ratio: Highest ratio drawn.
         max_context: Context tokens of one prompt, all chunks together.
@@ -45,6 +59,7 @@ class ReadConfig:
 
     questions: tuple[str, ...] = ()
     batch_rows: int = 8
+    max_turns: int = 4
     min_ratio: float = 2.0
     max_ratio: float = 18.0
     max_context: int = 400
@@ -79,14 +94,17 @@ class Prompt:
     """One training prompt.
 
     Attributes:
-        pieces: Token ids and chunks, in order.
-        answer: What INFER must say, its end token included.
+        pieces: Token ids, chunks and replies, in order.
         task: Name for the log.
     """
 
-    pieces: tuple[list[int] | Chunk, ...]
-    answer: list[int]
+    pieces: tuple[list[int] | Chunk | Reply, ...]
     task: str
+
+    @property
+    def replies(self) -> list[list[int]]:
+        """Tokens of the replies, in order."""
+        return [piece.ids for piece in self.pieces if isinstance(piece, Reply)]
 
 
 @torch.no_grad()
@@ -157,26 +175,14 @@ class Read(nn.Module):
         """
         del step, generator
         z = self.z
-        chunks = [
-            p for b in batch for p in b.pieces if isinstance(p, Chunk) and p.ratio is not None
-        ]
-        written = iter(compress_chunks(z, chunks))
-        rows: list[list[Piece]] = []
-        for prompt in batch:
-            row: list[Piece] = []
-            for piece in prompt.pieces:
-                if isinstance(piece, list):
-                    row.append(piece)
-                else:
-                    row.append(piece.ids if piece.ratio is None else next(written))
-            rows.append(row)
-        answers = [prompt.answer for prompt in batch]
+        rows = given(z, batch)
+        replies = [reply for prompt in batch for reply in prompt.replies]
         z.adapters.activate("infer")
-        states = answer_states(z, rows, answers)
-        target = torch.tensor([t for a in answers for t in a], device=z.device)
+        states = reply_states(z, rows)
+        target = torch.tensor([t for reply in replies for t in reply], device=z.device)
         nll, likeliest = token_losses(z, states, target)
-        # Every prompt counts alike, however long its answer.
-        weight = torch.cat([torch.full((len(a),), 1.0 / len(a) ** 0.5) for a in answers])
+        # Between a token of any reply counting alike and a reply counting alike.
+        weight = torch.cat([torch.full((len(r),), 1.0 / len(r) ** 0.5) for r in replies])
         weight = weight.to(nll.device)
         loss = (nll * weight).sum() / weight.sum()
         metrics = {
@@ -184,55 +190,76 @@ class Read(nn.Module):
             "accuracy": (likeliest == target).float().mean(),
         }
         if self.config.distil_weight > 0:
-            divergence = self._divergence(batch, answers, states)
+            divergence = self._divergence(batch, states)
             loss = loss + self.config.distil_weight * divergence
             metrics["divergence"] = divergence.detach()
         return StepOutput(loss, metrics, states.detach(), None)
 
-    def _divergence(
-        self, batch: Sequence[Prompt], answers: Sequence[list[int]], states: Tensor
-    ) -> Tensor:
-        """KL from the plain base that reads the raw text, on the answers' tokens."""
+    def _divergence(self, batch: Sequence[Prompt], states: Tensor) -> Tensor:
+        """KL from the plain base that reads the raw text, on the replies' tokens."""
         z = self.z
         raw: list[list[Piece]] = [
-            [p if isinstance(p, list) else p.ids for p in prompt.pieces] for prompt in batch
+            [piece.ids if isinstance(piece, Chunk) else piece for piece in prompt.pieces]
+            for prompt in batch
         ]
         with torch.no_grad(), z.using(None):
-            teacher = z.logits(answer_states(z, raw, answers)).log_softmax(-1)
+            teacher = z.logits(reply_states(z, raw)).log_softmax(-1)
         return nn.functional.kl_div(
             z.logits(states).log_softmax(-1), teacher, reduction="batchmean", log_target=True
         )
 
 
-def answer_states(
-    z: ZLanguageModel, rows: Sequence[Sequence[Piece]], answers: Sequence[list[int]]
-) -> Tensor:
-    """States that predict the answers' tokens, under whatever adapter is active.
+def given(z: ZLanguageModel, batch: Sequence[Prompt]) -> list[list[Piece]]:
+    """Prompts as INFER reads them: chunks as their text, or as the symbols written for them.
+
+    Args:
+        z: The model; COMPRESS is left active where a chunk is compressed.
+        batch: Prompts.
+
+    Returns:
+        The pieces of each.
+    """
+    chunks = [p for prompt in batch for p in prompt.pieces if isinstance(p, Chunk)]
+    written = iter(compress_chunks(z, [chunk for chunk in chunks if chunk.ratio is not None]))
+    rows: list[list[Piece]] = []
+    for prompt in batch:
+        rows.append([])
+        for piece in prompt.pieces:
+            if isinstance(piece, Chunk):
+                rows[-1].append(piece.ids if piece.ratio is None else next(written))
+            else:
+                rows[-1].append(piece)
+    return rows
+
+
+def reply_states(z: ZLanguageModel, rows: Sequence[Sequence[Piece]]) -> Tensor:
+    """States that predict the replies' tokens, under whatever adapter is active.
 
     Args:
         z: The model.
-        rows: The pieces of each prompt.
-        answers: The tokens that follow each prompt.
+        rows: The pieces of each prompt; a reply is never the first.
 
     Returns:
-        `[total answer tokens, hidden]`, prompt after prompt.
+        `[total reply tokens, hidden]`, prompt after prompt, reply after reply.
     """
-    embedded = []
-    for row, answer in zip(rows, answers, strict=True):
-        parts = [
-            z.embed_tokens(torch.tensor([piece]))[0] if isinstance(piece, list) else piece
-            for piece in (*row, answer)
-            if len(piece)
-        ]
-        embedded.append(torch.cat([p.to(z.base.dtype) for p in parts]))
-    longest = max(len(e) for e in embedded)
+    embedded, places = [], []
+    for row, pieces in enumerate(rows):
+        parts: list[Tensor] = []
+        length = 0
+        for piece in pieces:
+            ids = piece.ids if isinstance(piece, Reply) else piece
+            if not len(ids):
+                continue
+            if isinstance(piece, Reply):
+                places += [(row, at) for at in range(length - 1, length - 1 + len(ids))]
+            part = z.embed_tokens(torch.tensor([ids]))[0] if isinstance(ids, list) else ids
+            parts.append(part.to(z.base.dtype))
+            length += len(ids)
+        embedded.append(torch.cat(parts))
+    longest = max(map(len, embedded))
     inputs = torch.stack([nn.functional.pad(e, (0, 0, 0, longest - len(e))) for e in embedded])
     mask = torch.stack([torch.arange(longest, device=z.device) < len(e) for e in embedded]).long()
     positions = torch.arange(longest, device=z.device).expand(len(embedded), -1)
     hidden = z.run(inputs, positions=positions, mask=mask).hidden
-    return torch.cat(
-        [
-            hidden[row, len(e) - len(a) - 1 : len(e) - 1]
-            for row, (e, a) in enumerate(zip(embedded, answers, strict=True))
-        ]
-    )
+    at = torch.tensor(places, device=z.device)
+    return hidden[at[:, 0], at[:, 1]]

@@ -1,0 +1,255 @@
+"""Prompts of the read stage, drawn from question files and the corpus.
+
+They are laid out by `zcontext.prompts`, the module that answering uses, so INFER is trained on the
+very prompts it will meet. What this module does not know: the model's weights, the loss.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from zcontext.errors import TrainingError
+from zcontext.prompts import encode_messages, question_parts
+from zcontext.spans import ChatMessage
+from zcontext.symbols import Symbols
+from zcontext.tokenization import text_tokenizer
+from zcontext.training.data import Corpus
+from zcontext.training.questions import UNKNOWN, Question
+from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
+
+RESTATE = "\n\nRepeat the context word for word."
+CONTINUE = "\n\nContinue the text."
+LOOKUP = '\n\nWhat follows these words in the context: "{words}"?'
+LOOKUP_AGAIN = 'What follows these words: "{words}"?'
+QUOTED = 6
+"""Tokens that a look-up quotes, and tokens it asks for."""
+PLACE = Symbols(((0,),), 2, "0000")
+"""Stands for a chunk or a reply while a chat is laid out."""
+
+
+class PromptSource:
+    """Draws prompts.
+
+    Args:
+        tokenizer: The base's fast tokenizer.
+        end_token: What ends a reply.
+        depth: Codes of a symbol at most.
+        settings: Settings of the stage.
+        rows: Questions.
+        corpus: Where passages come from; None leaves questions alone.
+
+    Raises:
+        TrainingError: There is no answerable question.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        end_token: int,
+        depth: int,
+        settings: ReadConfig,
+        rows: Sequence[Question],
+        corpus: Corpus | None,
+    ) -> None:
+        self._tokenizer, self._end, self._depth = tokenizer, end_token, depth
+        self._settings, self._corpus = settings, corpus
+        self._answerable = [row for row in rows if row.answer != UNKNOWN]
+        self._unanswerable = [row for row in rows if row.answer == UNKNOWN]
+        if not self._answerable:
+            raise TrainingError("the question files hold no answerable question")
+        self._about: dict[str, list[Question]] = defaultdict(list)
+        for row in rows:
+            self._about[row.context].append(row)
+        self._contexts = list(self._about)
+        self._ids: dict[str, list[int]] = {}
+
+    def draw(self, rng: np.random.Generator) -> Prompt:
+        """A prompt.
+
+        Args:
+            rng: Decides everything.
+
+        Returns:
+            A chat about a context, or a task on a passage of the corpus.
+        """
+        settings, at = self._settings, rng.random()
+        shares = np.cumsum([settings.restate_share, settings.continue_share, settings.lookup_share])
+        if self._corpus is not None and at < shares[-1]:
+            kinds = ("restate", "continue", "look up")
+            return self._corpus_prompt(kinds[int(np.searchsorted(shares, at, "right"))], rng)
+        return self._question_prompt(rng)
+
+    def question(self, row: Question, chunk: Chunk) -> Prompt:
+        """One question about one chunk, as `Inferencer.ask` puts it.
+
+        Args:
+            row: The question and its answer.
+            chunk: The context.
+
+        Returns:
+            The prompt.
+        """
+        turns = question_parts(row.question, [PLACE])
+        return Prompt(self.lay_out(turns, [chunk, self._reply(row.answer)]), "question")
+
+    def context_ids(self, row: Question, rng: np.random.Generator) -> list[int]:
+        """Tokens of a question's context, cut around the answer when it is too long.
+
+        Args:
+            row: The question.
+            rng: Where the answer lies within the cut.
+
+        Returns:
+            At most `max_context` tokens.
+        """
+        if row.context not in self._ids:
+            self._ids[row.context] = self._encode(row.context)
+        ids, room = self._ids[row.context], self._settings.max_context
+        if len(ids) <= room:
+            return ids
+        place = row.context.find(row.answer) if row.answer != UNKNOWN else -1
+        share = max(0, place) / max(1, len(row.context))
+        start = int(share * len(ids)) - int(rng.integers(room // 4, 3 * room // 4))
+        start = max(0, min(start, len(ids) - room))
+        return ids[start : start + room]
+
+    def lay_out(
+        self, messages: Sequence[ChatMessage], contents: Sequence[Chunk | Reply]
+    ) -> tuple[list[int] | Chunk | Reply, ...]:
+        """A chat in which a `PLACE` stands for each chunk and for each reply but the last.
+
+        Args:
+            messages: Turns, the last one the user's.
+            contents: Chunks and replies in the order of their places; the last reply follows the
+                opened turn of the assistant.
+
+        Returns:
+            What `Prompt.pieces` holds.
+        """
+        coming = iter(contents)
+        pieces: list[list[int] | Chunk | Reply] = []
+        for piece in encode_messages(self._tokenizer, messages):
+            if not isinstance(piece, list):
+                pieces.append(next(coming))
+            elif pieces and isinstance(pieces[-1], Reply) and piece[0] == self._end:
+                pieces.append(piece[1:])  # The reply brought its end token along.
+            else:
+                pieces.append(piece)
+        return (*pieces, next(coming))
+
+    # -- questions --------------------------------------------------------------------------------
+
+    def _question_prompt(self, rng: np.random.Generator) -> Prompt:
+        settings = self._settings
+        row = self._row(self._answerable, rng)
+        if self._unanswerable and rng.random() < settings.unanswerable_share:
+            row = self._row(self._unanswerable, rng)
+        context = self.context_ids(row, rng)
+        asked = [row]
+        swap, distract = rng.random(2) < (settings.swap_share, settings.distractor_share)
+        if swap and len(self._contexts) > 1:
+            context = self.context_ids(self._other(row, rng), rng)
+            asked = [Question("", row.question, UNKNOWN)]
+        else:
+            asked += self._more(row, context, rng)
+        chunks = [self._chunk(context, rng)]
+        room = settings.max_context - len(context)
+        if distract and room > len(context) and len(self._contexts) > 1:
+            other = self.context_ids(self._other(row, rng), rng)
+            chunks.insert(int(rng.integers(0, 2)), self._chunk(other[:room], rng))
+        messages = question_parts(asked[0].question, [PLACE] * len(chunks))
+        for further in asked[1:]:
+            messages.append(ChatMessage("assistant", (PLACE,)))
+            messages.append(ChatMessage("user", (f"Question: {further.question}",)))
+        replies = [self._reply(question.answer) for question in asked]
+        return Prompt(self.lay_out(messages, [*chunks, *replies]), "question")
+
+    def _more(
+        self, row: Question, context: Sequence[int], rng: np.random.Generator
+    ) -> list[Question]:
+        """Further questions that the same context, as it was cut, answers or leaves open."""
+        others = [other for other in self._about[row.context] if other is not row]
+        rng.shuffle(others)
+        text = self._tokenizer.decode(context)
+        found: list[Question] = []
+        for other in others:
+            if len(found) == self._settings.max_turns - 1:
+                break
+            open_one = other.answer == UNKNOWN
+            if (
+                rng.random() < self._settings.unanswerable_share
+                if open_one
+                else (other.answer in text)
+            ):
+                found.append(other)
+        return found
+
+    def _row(self, rows: Sequence[Question], rng: np.random.Generator) -> Question:
+        return rows[int(rng.integers(len(rows)))]
+
+    def _other(self, row: Question, rng: np.random.Generator) -> Question:
+        """A question about another passage."""
+        at = int(rng.integers(len(self._contexts) - 1))
+        if self._contexts[at] == row.context:
+            at = len(self._contexts) - 1
+        return self._row(self._about[self._contexts[at]], rng)
+
+    # -- passages ---------------------------------------------------------------------------------
+
+    def _corpus_prompt(self, task: str, rng: np.random.Generator) -> Prompt:
+        """A passage to be said again, to be continued, or to find quotations in."""
+        n = int(rng.integers(24, 97))
+        ids = self._passage(2 * n, rng)
+        context, rest = ids[:n], ids[n:]
+        chunk = self._chunk(context, rng)
+        if task == "look up" and len(context) >= 4 * QUOTED:
+            return self._lookup(context, chunk, rng)
+        if task == "continue" and rest:
+            request, target = CONTINUE, rest
+        else:
+            task, request, target = "restate", RESTATE, [*context, self._end]
+        message = ChatMessage("user", ("Context:\n", PLACE, request))
+        return Prompt(self.lay_out([message], [chunk, Reply(target)]), task)
+
+    def _lookup(self, context: list[int], chunk: Chunk, rng: np.random.Generator) -> Prompt:
+        """Quotations of a passage, each to be followed by what follows it there."""
+        messages: list[ChatMessage] = []
+        replies = []
+        last = len(context) - 2 * QUOTED
+        for at in rng.choice(last + 1, min(self._settings.max_turns, last + 1), replace=False):
+            words = self._tokenizer.decode(context[at : at + QUOTED]).strip()
+            if messages:
+                request: tuple[Any, ...] = (LOOKUP_AGAIN.format(words=words),)
+                messages.append(ChatMessage("assistant", (PLACE,)))
+            else:
+                request = ("Context:\n", PLACE, LOOKUP.format(words=words))
+            messages.append(ChatMessage("user", request))
+            replies.append(Reply([*context[at + QUOTED : at + 2 * QUOTED], self._end]))
+        return Prompt(self.lay_out(messages, [chunk, *replies]), "look up")
+
+    def _passage(self, length: int, rng: np.random.Generator) -> list[int]:
+        """Tokens of the corpus, fewer where a document ends."""
+        corpus = self._corpus
+        assert corpus is not None
+        document = int(rng.integers(len(corpus.offsets) - 1))
+        start, end = corpus.offsets[document], corpus.offsets[document + 1]
+        at = int(rng.integers(start, max(start + 1, end - length)))
+        return [int(t) for t in corpus.tokens[at : min(at + length, end)]]
+
+    def _chunk(self, ids: list[int], rng: np.random.Generator) -> Chunk:
+        settings, full = self._settings, self._depth
+        low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
+        ratio = float(np.exp(rng.uniform(low, high)))
+        depth = full if rng.random() < 0.7 else int(rng.integers(1, full + 1))
+        return Chunk(ids, None if rng.random() < settings.raw_share else ratio, depth)
+
+    def _encode(self, text: str) -> list[int]:
+        return list(text_tokenizer(self._tokenizer).ids(text))
+
+    def _reply(self, answer: str) -> Reply:
+        return Reply([*self._encode(answer), self._end])

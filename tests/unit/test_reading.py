@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tiny import tiny_z
+from zcontext.config import CodecConfig
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
@@ -59,7 +60,7 @@ def source(config: TrainConfig) -> PromptSource:
     return PromptSource(
         model.tokenizer,
         end_token=model.end_token,
-        depth=2,
+        codec=CodecConfig(depth=2, size=16),
         settings=config.read,
         rows=[
             Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the light?", "Tom"),
@@ -72,7 +73,7 @@ def source(config: TrainConfig) -> PromptSource:
 
 def test_prompts_are_those_that_answering_uses(source: PromptSource) -> None:
     tokenizer = tiny_z().tokenizer
-    prompt = source.question(Question("", "Who?", "Tom"), Chunk([40, 41, 42], None, 1))
+    prompt = source.question(Question("", "Who?", "Tom"), [Chunk([40, 41, 42], None, 1)])
     trained = [t for p in prompt.pieces if not isinstance(p, Reply) for t in _ids(p)]
     text = tokenizer.decode([40, 41, 42])
     [asked] = encode_messages(tokenizer, question_parts("Who?", [text]))
@@ -104,7 +105,7 @@ def test_further_questions_are_answered_by_what_was_left_of_the_context(
     source = PromptSource(
         model.tokenizer,
         end_token=model.end_token,
-        depth=2,
+        codec=CodecConfig(depth=2, size=16),
         settings=dataclasses.replace(
             config.read, max_context=60, swap_share=0.0, distractor_share=0.0
         ),
@@ -113,6 +114,38 @@ def test_further_questions_are_answered_by_what_was_left_of_the_context(
     )
     rng = np.random.default_rng(0)
     assert {len(source.draw(rng).replies) for _ in range(40)} == {1}
+
+
+def test_passages_are_cut_as_the_compressor_cuts_them_and_fill_the_room(
+    config: TrainConfig,
+) -> None:
+    model = tiny_z()
+    rows = [
+        Question(f"{i}: " + "a lamp is lit. " * 5 + f"Tom {i} lit it.", f"Who lit {i}?", f"Tom {i}")
+        for i in range(9)
+    ]
+    settings = dataclasses.replace(
+        config.read, max_context=400, distractor_share=1.0, raw_share=0.0, swap_share=0.0
+    )
+    source = PromptSource(
+        model.tokenizer,
+        end_token=model.end_token,
+        codec=CodecConfig(depth=2, size=16, window=64),
+        settings=settings,
+        rows=rows,
+        corpus=None,
+    )
+    rng = np.random.default_rng(0)
+    places = set()
+    for prompt in (source.draw(rng) for _ in range(30)):
+        chunks = [p for p in prompt.pieces if isinstance(p, Chunk)]
+        assert max(len(chunk.ids) for chunk in chunks) <= 64
+        text = model.tokenizer.decode([t for chunk in chunks for t in chunk.ids])
+        assert 300 < len(text) <= 400
+        name = model.tokenizer.decode(prompt.replies[0]).removesuffix("<|im_end|>")
+        assert f"{name} lit it." in text
+        places.add(text.index(name) // 100)
+    assert len(places) > 2, "the passage that answers stands anywhere"
 
 
 def _ids(piece: list[int] | Chunk | Reply) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from zcontext.config import CodecConfig
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.spans import ChatMessage
@@ -20,6 +21,7 @@ from zcontext.tokenization import text_tokenizer
 from zcontext.training.data import Corpus
 from zcontext.training.questions import UNKNOWN, Question
 from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
+from zcontext.windows import WindowPlan
 
 RESTATE = "\n\nRepeat the context word for word."
 CONTINUE = "\n\nContinue the text."
@@ -27,6 +29,8 @@ LOOKUP = '\n\nWhat follows these words in the context: "{words}"?'
 LOOKUP_AGAIN = 'What follows these words: "{words}"?'
 QUOTED = 6
 """Tokens that a look-up quotes, and tokens it asks for."""
+SHORTEST = 16
+"""Tokens of a distractor at least."""
 PLACE = Symbols(((0,),), 2, "0000")
 """Stands for a chunk or a reply while a chat is laid out."""
 
@@ -37,7 +41,7 @@ class PromptSource:
     Args:
         tokenizer: The base's fast tokenizer.
         end_token: What ends a reply.
-        depth: Codes of a symbol at most.
+        codec: Its depth and the window that it writes at a time.
         settings: Settings of the stage.
         rows: Questions.
         corpus: Where passages come from; None leaves questions alone.
@@ -51,12 +55,12 @@ class PromptSource:
         tokenizer: Any,
         *,
         end_token: int,
-        depth: int,
+        codec: CodecConfig,
         settings: ReadConfig,
         rows: Sequence[Question],
         corpus: Corpus | None,
     ) -> None:
-        self._tokenizer, self._end, self._depth = tokenizer, end_token, depth
+        self._tokenizer, self._end, self._codec = tokenizer, end_token, codec
         self._settings, self._corpus = settings, corpus
         self._answerable = [row for row in rows if row.answer != UNKNOWN]
         self._unanswerable = [row for row in rows if row.answer == UNKNOWN]
@@ -84,18 +88,34 @@ class PromptSource:
             return self._corpus_prompt(kinds[int(np.searchsorted(shares, at, "right"))], rng)
         return self._question_prompt(rng)
 
-    def question(self, row: Question, chunk: Chunk) -> Prompt:
-        """One question about one chunk, as `Inferencer.ask` puts it.
+    def question(self, row: Question, context: Sequence[Chunk]) -> Prompt:
+        """One question about one context, as `Inferencer.ask` puts it.
 
         Args:
             row: The question and its answer.
-            chunk: The context.
+            context: Its chunks.
 
         Returns:
             The prompt.
         """
-        turns = question_parts(row.question, [PLACE])
-        return Prompt(self.lay_out(turns, [chunk, self._reply(row.answer)]), "question")
+        turns = question_parts(row.question, [PLACE] * len(context))
+        return Prompt(self.lay_out(turns, [*context, self._reply(row.answer)]), "question")
+
+    def chunks(self, ids: list[int], ratio: float | None, depth: int) -> list[Chunk]:
+        """A context window by window, as the compressor cuts it, or whole as text.
+
+        Args:
+            ids: Its tokens.
+            ratio: Tokens per symbol; None leaves it as text.
+            depth: Codes per symbol.
+
+        Returns:
+            The chunks, in order.
+        """
+        if ratio is None:
+            return [Chunk(ids, None, depth)]
+        windows = WindowPlan(self._codec.window).cover(len(ids))
+        return [Chunk(ids[w.target.start : w.target.end], ratio, depth) for w in windows]
 
     def context_ids(self, row: Question, rng: np.random.Generator) -> list[int]:
         """Tokens of a question's context, cut around the answer when it is too long.
@@ -152,16 +172,19 @@ class PromptSource:
         context = self.context_ids(row, rng)
         asked = [row]
         swap, distract = rng.random(2) < (settings.swap_share, settings.distractor_share)
-        if swap and len(self._contexts) > 1:
+        swap, distract = (chosen and len(self._contexts) > 1 for chosen in (swap, distract))
+        if swap:
             context = self.context_ids(self._other(row, rng), rng)
             asked = [Question("", row.question, UNKNOWN)]
         else:
             asked += self._more(row, context, rng)
-        chunks = [self._chunk(context, rng)]
+        passages = [context]
         room = settings.max_context - len(context)
-        if distract and room > len(context) and len(self._contexts) > 1:
-            other = self.context_ids(self._other(row, rng), rng)
-            chunks.insert(int(rng.integers(0, 2)), self._chunk(other[:room], rng))
+        while distract and room >= SHORTEST and len(passages) <= settings.max_distractors:
+            other = self.context_ids(self._other(row, rng), rng)[:room]
+            passages.insert(int(rng.integers(len(passages) + 1)), other)
+            room -= len(other)
+        chunks = [chunk for passage in passages for chunk in self._drawn_chunks(passage, rng)]
         messages = question_parts(asked[0].question, [PLACE] * len(chunks))
         for further in asked[1:]:
             messages.append(ChatMessage("assistant", (PLACE,)))
@@ -206,17 +229,19 @@ class PromptSource:
         n = int(rng.integers(24, 97))
         ids = self._passage(2 * n, rng)
         context, rest = ids[:n], ids[n:]
-        chunk = self._chunk(context, rng)
+        chunks = self._drawn_chunks(context, rng)
         if task == "look up" and len(context) >= 4 * QUOTED:
-            return self._lookup(context, chunk, rng)
+            return self._lookup(context, chunks, rng)
         if task == "continue" and rest:
             request, target = CONTINUE, rest
         else:
             task, request, target = "restate", RESTATE, [*context, self._end]
-        message = ChatMessage("user", ("Context:\n", PLACE, request))
-        return Prompt(self.lay_out([message], [chunk, Reply(target)]), task)
+        message = ChatMessage("user", ("Context:\n", *[PLACE] * len(chunks), request))
+        return Prompt(self.lay_out([message], [*chunks, Reply(target)]), task)
 
-    def _lookup(self, context: list[int], chunk: Chunk, rng: np.random.Generator) -> Prompt:
+    def _lookup(
+        self, context: list[int], chunks: Sequence[Chunk], rng: np.random.Generator
+    ) -> Prompt:
         """Quotations of a passage, each to be followed by what follows it there."""
         messages: list[ChatMessage] = []
         replies = []
@@ -227,10 +252,11 @@ class PromptSource:
                 request: tuple[Any, ...] = (LOOKUP_AGAIN.format(words=words),)
                 messages.append(ChatMessage("assistant", (PLACE,)))
             else:
-                request = ("Context:\n", PLACE, LOOKUP.format(words=words))
+                places = [PLACE] * len(chunks)
+                request = ("Context:\n", *places, LOOKUP.format(words=words))
             messages.append(ChatMessage("user", request))
             replies.append(Reply([*context[at + QUOTED : at + 2 * QUOTED], self._end]))
-        return Prompt(self.lay_out(messages, [chunk, *replies]), "look up")
+        return Prompt(self.lay_out(messages, [*chunks, *replies]), "look up")
 
     def _passage(self, length: int, rng: np.random.Generator) -> list[int]:
         """Tokens of the corpus, fewer where a document ends."""
@@ -241,12 +267,14 @@ class PromptSource:
         at = int(rng.integers(start, max(start + 1, end - length)))
         return [int(t) for t in corpus.tokens[at : min(at + length, end)]]
 
-    def _chunk(self, ids: list[int], rng: np.random.Generator) -> Chunk:
-        settings, full = self._settings, self._depth
+    def _drawn_chunks(self, ids: list[int], rng: np.random.Generator) -> list[Chunk]:
+        """A passage as text, or at a ratio and a depth."""
+        settings, full = self._settings, self._codec.depth
         low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
         ratio = float(np.exp(rng.uniform(low, high)))
         depth = full if rng.random() < 0.7 else int(rng.integers(1, full + 1))
-        return Chunk(ids, None if rng.random() < settings.raw_share else ratio, depth)
+        as_text = rng.random() < settings.raw_share
+        return self.chunks(ids, None if as_text else ratio, depth)
 
     def _encode(self, text: str) -> list[int]:
         return list(text_tokenizer(self._tokenizer).ids(text))

@@ -50,7 +50,7 @@ class ReadStage:
         self._source = PromptSource(
             model.tokenizer,
             end_token=model.end_token,
-            depth=model.config.depth,
+            codec=model.config,
             settings=config.read,
             rows=read_questions(config.read.questions),
             corpus=Corpus.load(config.data.shards) if config.data.shards else None,
@@ -128,7 +128,8 @@ class ReadStage:
             prompts = []
             for at in range(start, min(start + 8, len(rows))):
                 ids = self._source.context_ids((contexts or rows)[at], rng)
-                prompts.append(self._source.question(rows[at], Chunk(ids, ratio, z.config.depth)))
+                chunks = self._source.chunks(ids, ratio, z.config.depth)
+                prompts.append(self._source.question(rows[at], chunks))
             inputs = given(z, prompts)
             z.adapters.activate("infer")
             scores = z.logits(reply_states(z, inputs))

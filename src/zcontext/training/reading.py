@@ -47,6 +47,7 @@ class ReadConfig:
         max_context: Context tokens of one prompt, all chunks together.
         raw_share: Share of chunks handed over as text.
         distractor_share: Share of questions with other passages beside the right one.
+        max_distractors: How many of them at most, as far as `max_context` has room.
         swap_share: Share of questions whose passage is replaced, so that the answer is `unknown`.
         unanswerable_share: Largest share of unanswerable questions taken from the files.
         restate_share: Share of prompts that ask for the text itself.
@@ -65,6 +66,7 @@ class ReadConfig:
     max_context: int = 400
     raw_share: float = 0.15
     distractor_share: float = 0.2
+    max_distractors: int = 4
     swap_share: float = 0.08
     unanswerable_share: float = 0.15
     restate_share: float = 0.15

@@ -39,24 +39,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from reading_costs import peak_of, time_length
+from zcontext.evaluation.timing import MALLOC, machine, peak_of, text_of, time_length
 
 LENGTHS = (1_000, 2_000, 4_000, 8_000)
 RATIOS = (4.0, 8.0)
 DOCUMENTS = Path(__file__).parent.parent / "examples" / "documents"
-# For times: without them torch spends most of a pass in page faults under glibc's malloc.
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "1073741824",
-}
 # For memory: what is freed goes back, so that a peak is what was needed.
 FRUGAL = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
@@ -68,37 +61,6 @@ def source_text(path: Path) -> str:
     if not text.strip():
         raise SystemExit(f"{path}: no text in it; give a .txt file, or a folder of them")
     return text + "\n\n"
-
-
-def text_of(model: Any, source: str, n_tokens: int) -> str:
-    """The source, repeated where it is short, cut to a number of tokens."""
-    from zcontext.tokenization import text_tokenizer
-
-    tokens = text_tokenizer(model.tokenizer)
-    text = source * (n_tokens // max(1, tokens.count(source)) + 1)
-    return text[: tokens.locate(text, max_tokens=sys.maxsize).char_at(n_tokens)]
-
-
-def machine(model: Any) -> dict[str, Any]:
-    """What the figures were measured on, in general terms."""
-    import torch
-    import transformers
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    on_gpu = model.device.type == "cuda"
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name(model.device) if on_gpu else None,
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "malloc_tuned": all(os.environ.get(name) == value for name, value in MALLOC.items()),
-    }
 
 
 def child(options: argparse.Namespace) -> None:
@@ -201,20 +163,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = report["rows"]
-    lengths = [row["n_tokens"] for row in rows]
+    from zcontext.evaluation.plots import draw_times
+
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for name in ("raw", "raw_cached"):
-        seconds = [row[name]["first_token_seconds"] for row in rows]
-        axes.plot(lengths, seconds, "k" + ("-" if name == "raw" else ":"), marker="o", label=name)
-    for at, span in enumerate(rows[0]["spans"]):
-        for name, style in (("cold", "--"), ("stored", "-"), ("cached", ":")):
-            seconds = [row["spans"][at][name]["first_token_seconds"] for row in rows]
-            label = f"spans, {name}, ratio {span['ratio']:g}"
-            axes.plot(lengths, seconds, style, color=f"C{at}", marker=".", label=label)
-    axes.set(xlabel="source tokens", ylabel="seconds to the first token", yscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    draw_times(report["rows"], axes)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

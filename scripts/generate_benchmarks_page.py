@@ -61,51 +61,85 @@ def make_page(folder: Path, *, at: Path) -> str:
     text = page(report, title="Benchmarks", plots=plots, note=note)
     cost = folder.parent / "cost.json"
     if not cost.is_file():
-        return text
-    return text + "\n" + "\n".join(cost_lines(json.loads(cost.read_text("utf-8")))) + "\n"
+        return (
+            f"{text}\nThe cost benchmark (`benchmarks/cost.py`) has not been run for this page.\n"
+        )
+    lines = cost_lines(json.loads(cost.read_text("utf-8")))
+    if cost.with_suffix(".png").is_file():
+        lines += ["", f"![time]({relative(['cost.png'], relpath(folder.parent, at.parent))[0]})"]
+    return text + "\n" + "\n".join(lines) + "\n"
 
 
 def cost_lines(cost: dict[str, Any]) -> list[str]:
     """What compression costs and saves, from cost.json.
 
     Args:
-        cost: As benchmarks/cost.py writes it.
+        cost: As benchmarks/cost.py writes it; what is missing is told as `-`.
 
     Returns:
-        A section of the page: one line per length and ratio, then where it does not pay.
+        A section of the page: times, memory, and where it does not pay.
     """
-    machine = cost["machine"]
+    machine = cost.get("machine", {})
+    named = machine.get("accelerator") or machine.get("cpu", "a machine that was not named")
     lines = [
         "## Cost",
         "",
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; "
-        f"{cost['answer_tokens']} tokens of answer, medians of {cost['repeats']} repeats. Single "
-        "times do not carry over to another machine; the ratios come from one run.",
+        f"{named}, {machine.get('threads', '?')} threads, torch {machine.get('torch', '?')}; "
+        f"{cost.get('answer_tokens', '?')} tokens of answer, medians of "
+        f"{cost.get('repeats', '?')} repeats. Single times do not carry over to another machine; "
+        "the ratios come from one run. `cold` compresses first, `stored` looks the symbols up, "
+        "`kept` goes on from the keys and values of the prompt up to the question.",
         "",
         "| tokens | ratio | compression over prefill, speed | first token, raw over stored | "
         "answer, raw over stored | the same, prefixes kept | pays after questions | "
         "KV cache, raw over symbols |",
-        "|---|---|---|---|---|---|---|---|",
+        "|" + "---|" * 8,
     ]
-    slow = []
-    for row in cost["rows"]:
-        for span in row["spans"]:
-            cache = row["raw"]["kv_bytes"] / max(1, span["stored"]["kv_bytes"])
-            cells = [
-                f"{row['n_tokens']:,}",
-                f"{span['ratio']:g}",
-                number(span["compress_over_prefill"], 2),
-                number(span["first_token_speedup"], 2),
-                number(span["total_speedup"], 2),
-                number(span["cached_total_speedup"], 2),
-                "never" if span["break_even_questions"] is None else span["break_even_questions"],
-                number(cache, 2),
-            ]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-            if span["total_speedup"] < 1 or span["break_even_questions"] is None:
-                slow.append(f"{row['n_tokens']:,} tokens at ratio {span['ratio']:g}")
-    told = f"Slower than raw text, or never paid back: {', '.join(slow)}." if slow else ""
-    return [*lines, *(["", told] if told else [])]
+    pairs = [(row, span) for row in cost.get("rows", []) for span in row.get("spans", [])]
+    lines += [_row(pair, _ratios(*pair)) for pair in pairs]
+    lines += [
+        "",
+        "| tokens | ratio | prefill, s | compression, s | first token, s: raw | cold | stored | "
+        "kept | peak MiB: raw | compression | stored |",
+        "|" + "---|" * 11,
+    ]
+    lines += [_row(pair, _amounts(*pair)) for pair in pairs]
+    slow = [
+        f"{row['n_tokens']:,} tokens at ratio {span['ratio']:g}"
+        for row, span in pairs
+        if (span.get("total_speedup") or 1) < 1 or not span.get("break_even_questions")
+    ]
+    if slow:
+        lines += ["", f"Slower than raw text, or never paid back: {', '.join(slow)}."]
+    return lines
+
+
+def _row(pair: tuple[dict[str, Any], dict[str, Any]], cells: Sequence[str]) -> str:
+    row, span = pair
+    return "| " + " | ".join([f"{row['n_tokens']:,}", f"{span['ratio']:g}", *cells]) + " |"
+
+
+def _ratios(row: dict[str, Any], span: dict[str, Any]) -> list[str]:
+    names = ("compress_over_prefill", "first_token_speedup", "total_speedup")
+    cells = [number(span.get(name), 2) for name in (*names, "cached_total_speedup")]
+    cells.append(str(span.get("break_even_questions") or "never"))
+    raw, ours = (_at(of, "kv_bytes") for of in (row.get("raw"), span.get("stored")))
+    return [*cells, number(raw / ours if raw and ours else None, 2)]
+
+
+def _amounts(row: dict[str, Any], span: dict[str, Any]) -> list[str]:
+    first = "first_token_seconds"
+    seconds = [row.get("prefill_seconds"), span.get("compress_seconds"), _at(row.get("raw"), first)]
+    seconds += [_at(span.get(how), first) for how in ("cold", "stored", "cached")]
+    peaks = [_at(row.get("peak_bytes"), "raw")]
+    peaks += [_at(span.get("peak_bytes"), what) for what in ("compress", "stored")]
+    return [number(value, 2) for value in seconds] + [
+        number(None if peak is None else peak / 2**20, 0) for peak in peaks
+    ]
+
+
+def _at(table: dict[str, Any] | None, name: str) -> Any:
+    return (table or {}).get(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,22 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcontext.caches import n_bytes
+from zcontext.evaluation import timing
 from zcontext.model import ZLanguageModel
 from zcontext.tokenization import text_tokenizer
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "reading_costs.py"
 TEXT = "The river rises in the north, and was first mapped in 1832. " * 4
 SECONDS = st.floats(0.01, 100)
 
 
 @pytest.fixture(scope="module")
 def costs() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reading_costs", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return timing
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def test_the_figures_are_those_of_the_health_evaluation(tiny_model: ZLanguageMod
     text = "sixteen letters."
     document = ZCompressor(tiny_model).compress(text, ratio=4.0)
     judge = ModelJudge(tiny_model)
-    (forced,) = judge.restored([judge.encode(text)[0]], [shown_of(document)])
+    (forced,) = judge.restored([judge.encode(text)[0]], [shown_of(document)[0].shown])
     tokens = text_tokenizer(tiny_model.tokenizer).locate(text, max_tokens=99)
     (reading,) = read_spans(tiny_model, document, tokens)
     # The reading leaves the special tokens out of the choice; 3 of 259 here.
@@ -317,8 +317,8 @@ def test_the_readers_answers_are_asked_together_where_it_can() -> None:
 
     codec = Many()
     answer_rows(ROWS, compressor=codec, reader=codec, settings=QASettings(), batch=5)
-    # A batch of each condition first, then what is left of them.
-    assert codec.sizes == [5] * 5 + [5, 2] * 5
+    # Every batch of questions under all conditions, before the next batch.
+    assert codec.sizes == [5] * 10 + [2] * 5
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_figures(tmp_path: Path) -> None:

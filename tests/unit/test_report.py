@@ -20,6 +20,7 @@ from zcontext.cli import app, engines
 from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError
 from zcontext.evaluation import bench as benches
+from zcontext.evaluation.asking import QuestionTask
 from zcontext.evaluation.bench import Bench, open_bench
 from zcontext.evaluation.pages import page
 from zcontext.evaluation.plots import RATE, RETENTION, draw_plots
@@ -46,7 +47,7 @@ SMALL = SuiteSettings(
     hard=3,
     distractors=2,
     windows=4,
-    window_tokens=24,
+    window_tokens=(24, 40),
     passages=3,
     context_tokens=60,
     following_tokens=20,
@@ -96,7 +97,8 @@ def report() -> dict[str, Any]:
 
 def test_a_report_has_every_task_that_there_are_data_for(report: dict[str, Any]) -> None:
     assert [task["task"] for task in report["tasks"]] == [
-        "reconstruct",
+        "reconstruct 24",
+        "reconstruct 40",
         "continuation",
         "qa towers",
         "qa towers +2",
@@ -159,6 +161,44 @@ def test_what_is_lost_is_said(report: dict[str, Any]) -> None:
     text = page({**report, "lost": entries}, title="T")
     assert "| qa | symbols@4 | 9 | halves@4/control | -0.400 [-0.500, -0.300] |" in text
     assert "perhaps not read at all: symbols@4 (qa)" in text
+
+
+def test_tasks_that_were_not_measured_are_named_and_shortened_ones_say_so() -> None:
+    bench, log = byte_bench(), PredictionLog()
+    tasks = build_tasks(SMALL, DATA, bench)
+    run_tasks(tasks[:3], log=log)
+    task = tasks[3]
+    for condition in task.conditions:
+        log.add(task.run(range(2), condition), [{}] * 2)
+    found = summarise(tasks, log, seed=0, facts={}, run={})
+    assert [t["task"] for t in found["tasks"]] == [t.name for t in tasks[:4]]
+    assert found["unmeasured"] == [t.name for t in tasks[4:]]
+    facts = {"bundle": "b", "codec": "c", "base": "b", "control": "c", "data": []}
+    text = page({**found, **facts}, title="T")
+    assert "2 of 4 planned items: questions with the passage" in text
+    assert "Planned and not measured: qa towers +2, unanswerable towers, needle" in text
+
+
+def test_long_texts_are_measured_where_symbols_fit_and_without_slow_rivals() -> None:
+    settings = dataclasses.replace(SMALL, rival_tokens=1000, needle_tokens=(600, 1500))
+    tasks = {
+        t.name: t for t in build_tasks(settings, DATA, byte_bench(ByteCodec(context_length=250)))
+    }
+    short, long = tasks["needle sentence 600"], tasks["needle sentence 1500"]
+    assert {"halves@4", "echo@8", "symbols@8d2"} <= {c.label for c in short.conditions}
+    assert {c.ratio for c in long.conditions} == {0.0, 8.0}
+    assert not {c.kind for c in long.conditions} & {"peer", "evictor"}
+    assert isinstance(long, QuestionTask)
+    assert "overflow at ratio 4" in long.about
+    assert "not measured above 1,000 tokens: echo, halves" in long.about
+
+
+def test_an_overflow_is_seen_on_the_page(report: dict[str, Any]) -> None:
+    (task,) = (t for t in report["tasks"] if t["task"] == "qa towers")
+    rows = [{**row, "n_over": 2 * (row["condition"] == "raw/control")} for row in task["rows"]]
+    text = page({**report, "tasks": [{**task, "rows": rows}]}, title="T")
+    assert re.search(r"\| raw/control \|.*\| 2 of 4 \|\n", text)
+    assert " over |" not in page({**report, "tasks": [task]}, title="T")
 
 
 def test_plots_are_drawn_and_the_same_twice(report: dict[str, Any], tmp_path: Path) -> None:
@@ -229,6 +269,25 @@ def test_the_command_writes_a_folder_and_goes_on_in_it(
     assert {**second, "run": None} == {**found, "run": None}
 
 
+def test_parts_are_put_together_by_the_command_without_a_part(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    arguments = ("--questions", "towers.jsonl", "--out", "r", "--quick", "--minutes", "5")
+    for part in ("1/2", "2/2"):
+        found = run(*arguments, "--part", part)
+        assert found.exit_code == 0, found.output
+    assert "without --part" in found.output
+    names = {path.name for path in (tmp_path / "r").iterdir()}
+    assert names == {"predictions-1-of-2.jsonl", "predictions-2-of-2.jsonl"}
+    together = run(*arguments)
+    assert together.exit_code == 0, together.output
+    assert (tmp_path / "r" / "report.json").exists()
+    assert not (tmp_path / "r" / "predictions.jsonl").exists()  # nothing was left to be done
+    wrong = run(*arguments, "--part", "half")
+    assert wrong.exit_code == 1
+    assert "K/N" in wrong.output
+
+
 def test_files_of_one_name_and_no_data_are_refused(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
@@ -282,6 +341,7 @@ def test_the_docs_page_is_made_from_the_report(report: dict[str, Any], tmp_path:
     assert "## Where we lose" in text
     assert "(../results/report/retention.png)" in text
     assert "| 1,000 | 4 | 2.50 | 1.50 | 0.90 | 0.80 | never | 1.00 |" in text
+    assert "| 1,000 | 4 | - | - | 1.00 | - | 1.00 | - | - | - | - |" in text
     assert "never paid back: 1,000 tokens at ratio 4." in text
     assert str(tmp_path) not in text
 
@@ -306,7 +366,7 @@ def test_a_real_model_is_reported_from_end_to_end(tiny_model: ZLanguageModel) ->
     tasks, log = build_tasks(settings, DATA, bench), PredictionLog()
     run_tasks(tasks, log=log)
     found = summarise(tasks, log, seed=0, facts={}, run={})
-    rows = {row["condition"]: row for row in found["tasks"][1]["rows"]}
+    rows = {row["condition"]: row for row in found["tasks"][2]["rows"]}
     assert rows["symbols@8"]["n_positions"] < rows["raw"]["n_positions"] / 6
     assert 4 < rows["raw/control"]["figures"]["bits"]["value"] < 12
     assert not found["bugs"]

@@ -21,10 +21,12 @@ from zcontext.evaluation.distractors import unanswerable, with_distractors
 from zcontext.evaluation.needles import NEEDLE_KINDS, PLACES, NeedleKind, make_needles
 from zcontext.evaluation.predictions import Prediction, PredictionLog
 from zcontext.evaluation.questions import QARow, all_rows
+from zcontext.evaluation.rereading import Rereader
 from zcontext.evaluation.respondents import PlainBase, ReaderRespondent, infer_identity
-from zcontext.evaluation.runner import run_tasks, spoken
-from zcontext.evaluation.scoring import score_conditions
+from zcontext.evaluation.runner import Share, run_tasks, spoken
+from zcontext.evaluation.scoring import measured, score_conditions
 from zcontext.model import ZLanguageModel
+from zcontext.prompts import Piece
 from zcontext.spans import Part
 from zcontext.testing import ByteCodec
 from zcontext.vocabulary import Symbols
@@ -48,6 +50,8 @@ class Halves:
     """A peer that keeps the end of a text."""
 
     name = "halves"
+    sees_question = False
+    uses_base = True
 
     def shorten(self, text: str, *, n_tokens: int, question: str | None = None) -> str:
         return text[max(0, len(text) - n_tokens) :]
@@ -145,6 +149,20 @@ def test_what_does_not_fit_is_cut_to_what_fits_in_every_form() -> None:
         assert ByteCodec().count(parts) == 10
 
 
+def test_what_was_cut_off_is_counted_and_reported_as_an_overflow() -> None:
+    # Wording, an answer and a question take 236; the passages, of some 70 bytes, do not fit.
+    codec = ByteCodec(context_length=236 + 30)
+    task, log = asked(codec, ROWS[:4]), PredictionLog()
+    run_tasks([task], log=log)
+    rows = {row["condition"]: row for row in task.report(log, seed=0)["rows"]}
+    for name in ("raw", "raw/control", "echo@4"):
+        assert rows[name]["n_over"] == 4, name
+    for name in ("none", "symbols@4", "truncated@4"):
+        assert rows[name]["n_over"] == 0, name
+    found = log[task.key(0, Condition("raw"))]
+    assert found.n_positions + found.n_over == codec.count_tokens(ROWS[0].context)
+
+
 def test_cut_text_can_keep_its_end() -> None:
     codec = ByteCodec()
     assert cut_to("abcdef", 2, codec) == "ab"
@@ -223,6 +241,18 @@ def test_a_needle_stands_where_it_is_said_to_in_a_text_of_the_length_asked(
             row.context.index(row.answers[0]) / len(row.context), abs=0.15
         )
     assert len({row.answers for row in rows}) > 1
+
+
+def test_both_kinds_of_needles_are_hidden_in_the_same_texts() -> None:
+    def make(kind: NeedleKind, limit: int) -> list[QARow]:
+        count = ByteCodec().count_tokens
+        return make_needles([BOOK], kind=kind, n_tokens=2000, limit=limit, count_tokens=count)
+
+    sentences, entries = make("sentence", 3), make("key-value", 10)
+    assert list(dict.fromkeys(row.context for row in entries)) == [r.context for r in sentences]
+    for n, text in zip((4, 4, 2), (row.context for row in sentences), strict=True):
+        own = [row for row in entries if row.context == text]
+        assert len({row.question for row in own}) == len({row.answers for row in own}) == n
 
 
 def test_books_that_are_too_short_for_needles_are_refused() -> None:
@@ -326,8 +356,8 @@ def test_continuation_is_told_in_bits_perplexity_and_share_of_the_gap() -> None:
 class Slow:
     """A task whose items take a second each."""
 
-    def __init__(self, n: int, now: list[float]) -> None:
-        self.name, self.batch, self.n, self.now = "slow", 2, n, now
+    def __init__(self, n: int, now: list[float], name: str = "slow") -> None:
+        self.name, self.batch, self.n, self.now = name, 2, n, now
         self.conditions = (Condition("raw"), Condition("none"))
         self.ran: list[int] = []
 
@@ -335,7 +365,7 @@ class Slow:
         return self.n
 
     def key(self, item: int, condition: Condition) -> str:
-        return f"{condition.name}/{item}"
+        return f"{self.name}/{condition.name}/{item}"
 
     def detail(self, item: int) -> dict[str, Any]:
         return {"item": item}
@@ -361,7 +391,7 @@ def test_a_run_says_in_advance_how_long_it_will_take() -> None:
         clock=lambda: now[0],
     )
     assert seconds == 100
-    assert said[0] == "the first 2 batches took 4 seconds; about 2 minutes to go for 96 predictions"
+    assert said[0] == "the first 1 chunks took 4 seconds; about 2 minutes to go for 96 predictions"
     assert steps[-1] == (100, 100)
     assert [spoken(s) for s in (3, 600, 9000)] == ["3 seconds", "10 minutes", "2.5 hours"]
 
@@ -378,6 +408,59 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert len(again.ran) == 13
     assert said[0] == "7 of 20 predictions are here from before"
     assert sorted(path.read_text().splitlines()) == sorted(line.strip() for line in lines)
+
+
+def test_parts_do_all_of_the_work_once_and_a_run_without_a_part_finds_it(tmp_path: Path) -> None:
+    now = [0.0]
+    tasks = [Slow(9, now), Slow(9, now, "other")]
+    paths = [tmp_path / f"predictions-{k}-of-2.jsonl" for k in (1, 2)]
+    for k, path in enumerate(paths, start=1):
+        run_tasks(tasks, log=PredictionLog(path), share=Share(k, 2))
+    keys = [[json.loads(line)["key"] for line in path.read_text().splitlines()] for path in paths]
+    assert not set(keys[0]) & set(keys[1])
+    assert len(keys[0]) + len(keys[1]) == 2 * 9 * 2
+    # Neither has all of what is left over: the parts take turns from task to task.
+    assert abs(len(keys[0]) - len(keys[1])) <= 4
+    before = now[0]
+    log = PredictionLog(tmp_path / "predictions.jsonl", also=paths)
+    run_tasks(tasks, log=log)
+    assert now[0] == before
+    assert all(measured(task, log) == list(range(9)) for task in tasks)
+    for number, of in ((0, 2), (3, 2), (1, 0)):
+        with pytest.raises(ConfigError, match="counted from 1"):
+            Share(number, of)
+
+
+def test_a_run_whose_time_is_over_has_whole_items_of_every_task() -> None:
+    now = [0.0]
+    said: list[str] = []
+    tasks = [Slow(40, now), Slow(8, now, "other")]
+    log = PredictionLog()
+    run_tasks(tasks, log=log, clock=lambda: now[0], seconds=50, announce=said.append)
+    assert now[0] <= 50
+    assert "the time is over" in said[-1]
+    for task in tasks:  # about half of each
+        assert 0.4 <= len(measured(task, log)) / len(task) <= 0.6
+        assert len({*task.ran}) == len(measured(task, log))
+    run_tasks(tasks, log=log, clock=lambda: now[0])
+    assert now[0] == 2 * 48
+
+
+def test_figures_of_a_stopped_run_are_those_of_its_whole_items() -> None:
+    codec = ByteCodec()
+    task, log = asked(codec), PredictionLog()
+    for condition in task.conditions:
+        log.add(task.run(range(3), condition), [{}] * 3)
+    log.add(task.run([5], task.conditions[0]), [{}])
+    found = task.report(log, seed=0)
+    assert (found["n_items"], found["n_planned"]) == (3, len(ROWS))
+    alone, other = asked(codec, ROWS[:3]), PredictionLog()
+    run_tasks([alone], log=other)
+    names = {"raw", "symbols@4", "truncated@4"}
+    expected = [r for r in alone.report(other, seed=0)["rows"] if r["condition"] in names]
+    assert [r["figures"] for r in found["rows"] if r["condition"] in names] == [
+        r["figures"] for r in expected
+    ]
 
 
 # -- real models --------------------------------------------------------------------------------
@@ -403,6 +486,34 @@ def test_the_plain_base_answers_as_if_no_adapter_were_there(tiny_model: ZLanguag
                 said.append(int(logits.argmax()))
         said = [t for t in said if t > 2]
         assert text == tokenizer.decode(said) or tokenizer.decode(said).startswith(text)
+
+
+def test_what_prompts_have_in_common_is_read_once_and_answers_stay_the_same(
+    tiny_model: ZLanguageModel,
+) -> None:
+    from zcontext.compressor import ZCompressor
+    from zcontext.readers import Inferencer
+
+    text = "The river rises in the north, and was first mapped in 1832. " * 3
+    symbols = ZCompressor(tiny_model).compress(text, ratio=4.0).symbols
+    settings = GenerationSettings(max_new_tokens=6)
+    contexts: list[list[Part]] = [[text], [symbols], ["A chunk.", symbols]]
+    for context in contexts:
+        for reader in (ReaderRespondent(Inferencer(tiny_model)), PlainBase(tiny_model)):
+            if isinstance(reader, PlainBase) and symbols in context:
+                continue
+            asked = [(question, context) for question in ("Who?", "When was it?", "Who?")]
+            one = [reader.answer([row], settings=settings)[0] for row in asked]
+            assert reader.answer(asked, settings=settings, alike=True) == one
+    rereader = Rereader(tiny_model, None)
+    pieces: list[Piece] = [[5, 6, 7, 8, 9], symbols, [4, 3]]
+    first = rereader.generate(pieces, settings=settings)
+    n = rereader.n_read
+    assert n == 5 + len(symbols) + 1
+    assert rereader.generate(pieces, settings=settings) == first
+    assert rereader.n_read == n
+    rereader.generate([[5, 6, 7], [9, 9]], settings=settings)
+    assert rereader.n_read == n + 1
 
 
 def test_infer_is_named_with_its_adapter(tiny_model: ZLanguageModel) -> None:

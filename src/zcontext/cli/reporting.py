@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from zcontext.errors import ConfigError
 
 if TYPE_CHECKING:
     from zcontext.evaluation.bench import Bench
+    from zcontext.evaluation.runner import Share
     from zcontext.evaluation.suite import SuiteData, SuiteSettings
 
 MAX_TEXTS = 20_000
@@ -58,6 +60,31 @@ Distractors = Annotated[
 Lengths = Annotated[
     list[int] | None, typer.Option(help="Length of texts with needles; repeatable.")
 ]
+Windows = Annotated[
+    list[int] | None, typer.Option(help="Length of windows brought back; repeatable.")
+]
+Needles = Annotated[int | None, typer.Option(help="Needles of each kind at each length.")]
+LongNeedles = Annotated[
+    int | None, typer.Option(help="The same at lengths above 4,096 tokens, which take long.")
+]
+RivalTokens = Annotated[
+    int | None,
+    typer.Option(help="Longest contexts that methods which run a model over all of it get."),
+]
+TimeTokens = Annotated[
+    list[int] | None, typer.Option(help="Length at which times are taken; repeatable; 0 for none.")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Stop when they are over, and report what is measured; run again to go on."),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        metavar="K/N",
+        help="Do only the K-th of N parts, beside others that do the rest, and write no report.",
+    ),
+]
 Peers = Annotated[bool, typer.Option(help="Also run the other methods that are installed.")]
 
 
@@ -73,8 +100,17 @@ def report(
     depth: Depths = None,
     limit: Limit = None,
     distractors: Distractors = None,
+    windows: Annotated[int | None, typer.Option(help="Windows of each length.")] = None,
+    window_tokens: Windows = None,
+    passages: Annotated[int | None, typer.Option(help="Passages that are continued.")] = None,
+    needles: Needles = None,
+    long_needles: LongNeedles = None,
     needle_tokens: Lengths = None,
+    rival_tokens: RivalTokens = None,
+    time_tokens: TimeTokens = None,
     peers: Peers = True,
+    minutes: Minutes = None,
+    part: Part = None,
     bundle: engines.Bundle = DEFAULT_BUNDLE,
     base: engines.Base = None,
     quantization: engines.Quantization = "nf4",
@@ -87,81 +123,170 @@ def report(
     Example:
       zcontext eval report --text dev.jsonl.gz --questions qa.jsonl.gz --out report --quick
     """  # noqa: DOC101, DOC103 - the options tell
-    from zcontext.evaluation import bench as benches
+    settings = _settings(
+        quick,
+        seed=seed,
+        ratios=ratio,
+        depths=depth,
+        questions=limit,
+        hard=None if limit is None else max(2, limit // 2),
+        distractors=distractors,
+        windows=windows,
+        window_tokens=window_tokens,
+        passages=passages,
+        needles=needles,
+        long_needles=long_needles,
+        needle_tokens=needle_tokens,
+        rival_tokens=rival_tokens,
+        time_tokens=time_tokens,
+    )
+    share, most = _share(part), math.inf if minutes is None else 60 * minutes
+    data, names = _read(text or [], questions or [], books or [])
+    chosen = (base, quantization, dtype, device)
+    model = engines.open_engines(bundle, *chosen).model
+    other = control and engines.open_engines(control, *chosen).model
+    bench = _bench(model, other, control, peers)
+    facts = {"bundle": _name(bundle), "base": _name(model.base.name), "quick": quick, "data": names}
+    _measure(settings, data, bench, facts, out, seconds=most, share=share)
+
+
+def _settings(quick: bool, **given: Any) -> SuiteSettings:
+    """What is measured: the defaults, but for what was given."""
     from zcontext.evaluation.suite import QUICK, SuiteSettings
 
-    given: dict[str, Any] = {
-        "ratios": tuple(ratio or ()),
-        "depths": tuple(depth or ()),
-        "questions": limit,
-        "hard": None if limit is None else max(2, limit // 2),
-        "distractors": distractors,
-        "needle_tokens": tuple(needle_tokens or ()),
+    # Nothing given for a repeatable option is an empty list, or None.
+    found: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None and value != []
     }
-    given = {name: value for name, value in given.items() if value is not None and value != ()}
-    settings = dataclasses.replace(QUICK if quick else SuiteSettings(), seed=seed, **given)
-    data = _read(text or [], questions or [], books or [])
-    show_logs()
-    model = engines.open_engines(bundle, base, quantization, dtype, device).model
-    other = None
-    if control is not None:
-        other = engines.open_engines(control, base, quantization, dtype, device).model
-    bench = benches.open_bench(
-        model, control=other, control_name=_name(control or ""), with_peers=peers
-    )
-    facts = {
-        "bundle": _name(bundle),
-        "base": _name(model.base.name),
-        "quick": quick,
-        "data": [_name(str(name)) for name in (*(text or []), *(questions or []), *(books or []))],
-    }
-    _measure(settings, data, bench, facts, out)
+    if found.get("time_tokens") == (0,):
+        found["time_tokens"] = ()
+    return dataclasses.replace(QUICK if quick else SuiteSettings(), **found)
+
+
+def _bench(model: Any, other: Any, name: str | None, peers: bool) -> Bench:
+    from zcontext.evaluation import bench as benches
+
+    show_logs()  # it tells which methods are not installed
+    told = _name(name or "")
+    return benches.open_bench(model, control=other or None, control_name=told, with_peers=peers)
 
 
 def _measure(
-    settings: SuiteSettings, data: SuiteData, bench: Bench, facts: dict[str, Any], out: Path
+    settings: SuiteSettings,
+    data: SuiteData,
+    bench: Bench,
+    facts: dict[str, Any],
+    out: Path,
+    *,
+    seconds: float,
+    share: Share | None,
 ) -> None:
     """Run the tasks and write the folder."""
-    from zcontext import __version__
-    from zcontext.evaluation.pages import page
-    from zcontext.evaluation.plots import draw_plots
     from zcontext.evaluation.predictions import PredictionLog
-    from zcontext.evaluation.report import write_json
     from zcontext.evaluation.runner import run_tasks, spoken
-    from zcontext.evaluation.suite import build_tasks, settings_dict
+    from zcontext.evaluation.suite import build_tasks
     from zcontext.evaluation.summary import summarise
 
-    log = PredictionLog(out / "predictions.jsonl")
+    own = out / "predictions.jsonl"
+    if share is not None:
+        own = out / f"predictions-{share.number}-of-{share.of}.jsonl"
+    log = PredictionLog(own, also=[p for p in sorted(out.glob("predictions*.jsonl")) if p != own])
     tasks = build_tasks(settings, data, bench)
     n = sum(len(task) * len(task.conditions) for task in tasks)
-    say(f"{len(tasks)} tasks, {n:,} predictions; a first batch of each tells how long it takes")
+    say(f"{len(tasks)} tasks, {n:,} predictions; a first chunk of each tells how long it takes")
     with progress_bar("measuring") as progress:
-        seconds = run_tasks(tasks, log=log, announce=say, progress=progress)
+        took = run_tasks(
+            tasks, log=log, announce=say, progress=progress, seconds=seconds, share=share
+        )
+    if share is not None:
+        say(
+            f"part {share.number} of {share.of} is done in {spoken(took)}; when the others are, "
+            "the same command without --part writes the report"
+        )
+        return
     found = summarise(
         tasks,
         log,
         seed=settings.seed,
-        facts={
-            "zcontext": __version__,
-            **facts,
-            "codec": bench.compressor.codec,
-            "control": bench.control,
-            "peers": list(bench.peers),
-            "evictors": list(bench.evictors),
-            "settings": settings_dict(settings),
+        facts=facts | _told_of(settings, bench),
+        run={
+            "seconds": took,
+            "machine": _machine(bench.model),
+            "times": _times(settings, data, bench),
         },
-        run={"seconds": seconds, "machine": _machine()},
     )
+    _write(found, out)
+    say(f"done in {spoken(took)}: {out}/report.md, report.json and the plots")
+
+
+def _told_of(settings: SuiteSettings, bench: Bench) -> dict[str, Any]:
+    from zcontext import __version__
+    from zcontext.evaluation.suite import settings_dict
+
+    return {
+        "zcontext": __version__,
+        "codec": bench.compressor.codec,
+        "control": bench.control,
+        "peers": list(bench.peers),
+        "evictors": list(bench.evictors),
+        "context_length": min(r.context_length for r in bench.respondents.values()),
+        "settings": settings_dict(settings),
+    }
+
+
+def _times(settings: SuiteSettings, data: SuiteData, bench: Bench) -> list[dict[str, Any]]:
+    """Times of compressing, reading and answering, where there is a model to time."""
+    from zcontext.evaluation.timing import text_of, time_length
+
+    if bench.model is None or not settings.time_tokens:
+        return []
+    say("taking times")
+    asked = [row.context for rows in data.questions.values() for row in rows]
+    source = "\n\n".join([*data.books[:1], *data.texts[:2000]] or asked)
+    given: dict[str, Any] = {"ratios": settings.ratios, "n_output": 16}
+    lengths = sorted(settings.time_tokens)
+    time_length(bench.model, text_of(bench.model, source, 128), repeats=1, **given)  # warms up
+    return [
+        time_length(
+            bench.model,
+            text_of(bench.model, source, n_tokens),
+            repeats=settings.time_repeats,
+            **given,
+        )
+        for n_tokens in lengths
+    ]
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    from zcontext.evaluation.pages import page
+    from zcontext.evaluation.plots import draw_plots
+    from zcontext.evaluation.report import write_json
+
     write_json(found, out / "report.json")
     plots = draw_plots(found, out)
     text = page(found, title="Report", plots=plots)
     (out / "report.md").write_text(text, encoding="utf-8")
     for bug in found["bugs"]:
         say(bug)
-    say(f"done in {spoken(seconds)}: {out}/report.md, report.json and {len(plots)} plots")
 
 
-def _read(text: list[str], questions: list[Path], books: list[str]) -> SuiteData:
+def _share(part: str | None) -> Share | None:
+    from zcontext.evaluation.runner import Share
+
+    if part is None:
+        return None
+    number, slash, of = part.partition("/")
+    if not slash or not number.isdecimal() or not of.isdecimal():
+        raise ConfigError(
+            f"a part is written K/N, such as 1/2; got {part!r}", field="part", value=part
+        )
+    return Share(int(number), int(of))
+
+
+def _read(text: list[str], questions: list[Path], books: list[str]) -> tuple[SuiteData, list[str]]:
+    """The data, and the names of their files."""
     from zcontext.evaluation.questions import all_rows
     from zcontext.evaluation.suite import SuiteData
 
@@ -172,11 +297,12 @@ def _read(text: list[str], questions: list[Path], books: list[str]) -> SuiteData
             field="questions",
             value=names,
         )
-    return SuiteData(
+    data = SuiteData(
         texts=list(islice(corpus_texts(text, field="text"), MAX_TEXTS)),
         questions={name: all_rows(path) for name, path in zip(names, questions, strict=True)},
         books=list(islice(corpus_texts(books, field="text"), MAX_BOOKS)),
     )
+    return data, [_name(str(path)) for path in (*text, *questions, *books)]
 
 
 def _name(path: str) -> str:
@@ -184,11 +310,9 @@ def _name(path: str) -> str:
     return Path(path).name
 
 
-def _machine() -> str:
-    import os
-    import platform
+def _machine(model: Any) -> str:
+    from zcontext.evaluation.timing import machine
 
-    import torch
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    return f"{device}, {os.cpu_count()} CPU cores, torch {torch.__version__}"
+    found = machine(model)
+    device = found["accelerator"] or f"{found['cpu']} with {found['threads']} threads"
+    return f"{device}, {found['cores']} CPU cores, torch {found['torch']}"

@@ -20,7 +20,7 @@ from zcontext.evaluation.peers import Evictor
 from zcontext.evaluation.predictions import Prediction, PredictionLog, digest_of
 from zcontext.evaluation.questions import QARow
 from zcontext.evaluation.respondents import PROMPT_POSITIONS, Respondent
-from zcontext.evaluation.scoring import gather, score_conditions
+from zcontext.evaluation.scoring import compare
 
 Metric = Literal["f1", "contains", "refused"]
 ANSWER = GenerationSettings(max_new_tokens=24, stop=("\n",))
@@ -55,6 +55,8 @@ class QuestionTask:
         metric: What its headline is about: F1, containment, or having said `unknown`.
         about: One sentence for the report.
         batch: Questions asked together.
+        long: Contexts are long, and neighbours may share one: questions are asked one by one, and
+            what a prompt has in common with the one before is not read again.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class QuestionTask:
         metric: Metric = "f1",
         about: str = "",
         batch: int = 8,
+        long: bool = False,
     ) -> None:
         self.name = name
         self.rows = list(rows)
@@ -75,6 +78,7 @@ class QuestionTask:
         self.metric = metric
         self.about = about
         self.batch = batch
+        self.long = long
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,9 +117,9 @@ class QuestionTask:
             return [self._evicted(item, condition) for item in items]
         panel = self.panel
         respondent = panel.respondents[condition.reader]
-        if condition.kind in ("symbols", "shuffled"):
-            told = self._other if condition.kind == "shuffled" else self.rows.__getitem__
-            pieces = [piece for item in items for piece in told(item).pieces]
+        told = {item: self._told(item, condition) for item in items}
+        if condition.ratio:
+            pieces = [piece for of in told.values() for piece in of]
             panel.contexts.write(pieces, ratio=condition.ratio, depth=condition.depth)
         given = []
         for item in items:
@@ -124,14 +128,19 @@ class QuestionTask:
                 row.pieces,
                 condition,
                 text=row.context,
-                others=self._other(item).pieces,
+                others=told[item],
                 question=row.question,
                 room=self._room(row, respondent),
             )
             given.append((row.question, parts))
-        texts = respondent.answer(given, settings=panel.generation)
+        texts = respondent.answer(given, settings=panel.generation, alike=self.long)
         return [
-            Prediction(self.key(item, condition), text, respondent.count(parts))
+            Prediction(
+                self.key(item, condition),
+                text,
+                respondent.count(parts),
+                self._n_over(item, condition),
+            )
             for item, text, (_, parts) in zip(items, texts, given, strict=True)
         ]
 
@@ -161,32 +170,25 @@ class QuestionTask:
         """Figures of all conditions, and by where the answer stands.
 
         Args:
-            log: Holds a prediction of every row under every condition.
+            log: Predictions; rows that lack some are left out.
             seed: Of the bootstrap.
 
         Returns:
             JSON-ready.
         """
-        columns, positions = gather(self, log)
-        rows = score_conditions(self.conditions, columns, n_positions=positions, seed=seed)
+        found = compare(self, log, seed=seed)
+        rows = found.rows
         if self.metric == "refused":
             # Who reads nothing refuses best: there is no way from none to raw to go.
             rows = tuple(dataclasses.replace(row, retention=None) for row in rows)
-        places = [row.place for row in self.rows]
+        places = [self.rows[item].place for item in found.items]
         by_place = {}
         for place in sorted({p for p in places if p is not None}):
             by_place[f"{place:.2f}"] = {
                 name: fmean(v for v, at in zip(of[self.metric], places, strict=True) if at == place)
-                for name, of in columns.items()
+                for name, of in found.columns.items()
             }
-        return {
-            "task": self.name,
-            "about": self.about,
-            "metric": self.metric,
-            "n_items": len(self),
-            "rows": [row.to_dict() for row in rows],
-            "by_place": by_place,
-        }
+        return {**found.to_dict(self, rows), "by_place": by_place}
 
     def _evicted(self, item: int, condition: Condition) -> Prediction:
         row = self.rows[item]
@@ -206,7 +208,21 @@ class QuestionTask:
             max_new_tokens=self.panel.generation.max_new_tokens,
         )
         # The others stop at a line's end too.
-        return Prediction(self.key(item, condition), text.split("\n")[0], n)
+        over = self._n_over(item, condition)
+        return Prediction(self.key(item, condition), text.split("\n")[0], n, over)
+
+    def _told(self, item: int, condition: Condition) -> tuple[str, ...]:
+        """The passages whose symbols are shown."""
+        return (self._other(item) if condition.kind == "shuffled" else self.rows[item]).pieces
+
+    def _n_over(self, item: int, condition: Condition) -> int:
+        row, respondent = self.rows[item], self.panel.respondents[condition.reader]
+        return self.panel.contexts.n_over(
+            self._told(item, condition),
+            condition,
+            text=row.context,
+            room=self._room(row, respondent),
+        )
 
     def _room(self, row: QARow, respondent: Respondent) -> int:
         asked = self.panel.contexts.compressor.count_tokens(row.question) + PROMPT_POSITIONS

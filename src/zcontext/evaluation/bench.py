@@ -35,6 +35,7 @@ class Bench:
         control: What the control is, in words.
         readers: Who reads the text that rivals leave: the control alone where it was trained to,
             else INFER as well, so that a weak control is no advantage of the symbols.
+        model: Whose times are measured; None where there is nothing to time.
     """
 
     compressor: SupportsCompress
@@ -46,6 +47,7 @@ class Bench:
     evictors: Mapping[str, Evictor] = field(default_factory=dict)
     control: str = "plain base"
     readers: tuple[Reader, ...] = ("infer", "control")
+    model: ZLanguageModel | None = None
 
 
 def open_bench(
@@ -89,4 +91,5 @@ def open_bench(
         evictors={e.name: e for e in find_evictors(control or model)} if with_peers else {},
         control=told,
         readers=("infer", "control") if control is None else ("control",),
+        model=model,
     )

@@ -2,7 +2,8 @@
 
 Symbols of a text are written once per ratio and depth and kept for the run. A context that does not
 fit the reader is cut to what fits, its beginning kept, whatever form it has: what was cut off is
-lost, as it would be for a user. It knows a compressor and peers through their Protocols.
+lost, as it would be for a user, and `n_over` tells how much it was. It knows a compressor and peers
+through their Protocols.
 """
 
 from __future__ import annotations
@@ -128,9 +129,10 @@ class Contexts:
         if kind == "truncated":
             return [self._cut(whole, budget)]
         if kind == "peer" and condition.method in self._peers:
+            peer = self._peers[condition.method]
+            question = question if peer.sees_question else None
             key = (condition.method, whole, budget, question)
             if key not in self._shortened:  # once for all readers: it can cost more than reading
-                peer = self._peers[condition.method]
                 short = peer.shorten(whole, n_tokens=budget, question=question)
                 self._shortened[key] = self._cut(short, budget)
             return [self._shortened[key]]
@@ -140,6 +142,33 @@ class Contexts:
             field="condition",
             value=condition.name,
         )
+
+    def n_over(
+        self,
+        pieces: Sequence[str],
+        condition: Condition,
+        *,
+        text: str | None = None,
+        room: int,
+    ) -> int:
+        """Positions that a context would take beyond those there are.
+
+        Args:
+            pieces: Passages; another row's, where its symbols are the shuffled ones.
+            condition: In which form.
+            text: The passages as one text; joined by blank lines if left out.
+            room: Positions there are.
+
+        Returns:
+            The number; 0 where it fits. What stands for the text at a ratio takes the positions of
+            its symbols, an evictor reads all of it.
+        """
+        if condition.kind == "none":
+            return 0
+        if condition.kind in ("raw", "evictor"):
+            whole = "\n\n".join(pieces) if text is None else text
+            return max(0, self.compressor.count_tokens(whole) - room)
+        return max(0, self.n_positions(pieces, condition) - room)
 
     def _fitting(self, runs: Sequence[Symbols], room: int | None) -> list[Part]:
         left = sum(map(len, runs)) if room is None else room
@@ -180,6 +209,8 @@ def cut_to(
     while reach < high and compressor.count_tokens(kept(reach)) <= n_tokens:
         reach *= 2
     high = min(high, reach)
+    if compressor.count_tokens(kept(high)) <= n_tokens:
+        return kept(high)
     while low < high:
         middle = (low + high + 1) // 2
         if compressor.count_tokens(kept(middle)) <= n_tokens:

@@ -19,7 +19,7 @@ from zcontext.evaluation.conditions import Condition, Reader
 from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.metrics import Estimate
 from zcontext.evaluation.predictions import Prediction, PredictionLog, digest_of
-from zcontext.evaluation.scoring import gather, score_conditions
+from zcontext.evaluation.scoring import compare
 from zcontext.spans import Part
 
 
@@ -205,29 +205,20 @@ class ContinuationTask:
         """Figures of all conditions; bits as they are, and the perplexity that they make.
 
         Args:
-            log: Holds a prediction of every passage under every condition.
+            log: Predictions; passages that lack some are left out.
             seed: Of the bootstrap.
 
         Returns:
             JSON-ready. Differences to rivals are in bits saved: more is better for symbols.
         """
-        columns, positions = gather(self, log)
-        rows = score_conditions(self.conditions, columns, n_positions=positions, seed=seed)
-        told = []
-        for row in rows:
+        found = compare(self, log, seed=seed)
+        rows = []
+        for row in found.rows:
             saved = row.figures["bits"]
             bits = Estimate(-saved.value, -saved.high, -saved.low, saved.n)
             perplexity = Estimate(2**bits.value, 2**bits.low, 2**bits.high, bits.n)
-            figures = {"bits": bits, "perplexity": perplexity}
-            told.append(dataclasses.replace(row, figures=figures).to_dict())
-        return {
-            "task": self.name,
-            "about": self.about,
-            "metric": self.metric,
-            "n_items": len(self),
-            "rows": told,
-            "by_place": {},
-        }
+            rows.append(dataclasses.replace(row, figures={"bits": bits, "perplexity": perplexity}))
+        return found.to_dict(self, rows)
 
     def _other(self, item: int) -> Passage:
         return self.passages[(item + 1) % len(self.passages)]

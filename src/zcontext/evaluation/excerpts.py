@@ -6,7 +6,7 @@ It knows tokens through a `Judge`; nothing of symbols.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from zcontext.errors import ConfigError
@@ -38,6 +38,7 @@ def cut_windows(
 
     Args:
         texts: Where windows are cut from, end to end; what is left over at the end is not used.
+            Where they are too short for as many windows as are wanted, neighbours are joined.
         judge: Knows the tokens.
         n_tokens: Length of a window.
         limit: Windows kept at most.
@@ -49,15 +50,11 @@ def cut_windows(
     Raises:
         ConfigError: Fewer than two windows came out: shuffling needs two.
     """
-    windows: list[TextWindow] = []
-    for source, text in enumerate(texts):
-        _, starts = judge.encode(text)
-        starts.append(len(text))
-        for first in range(0, len(starts) - n_tokens, n_tokens):
-            piece = text[starts[first] : starts[first + n_tokens]]
-            ids, _ = judge.encode(piece)
-            if len(ids) == n_tokens:
-                windows.append(TextWindow(piece, tuple(ids), source))
+    texts = list(texts)
+    windows = _cut(texts, judge, n_tokens)
+    if len(windows) < limit:
+        # Paragraphs that are shorter than a window: neighbours follow each other in the source.
+        windows = _cut(_joined(texts, 8 * n_tokens), judge, n_tokens)
     random.Random(seed).shuffle(windows)
     windows = windows[:limit]
     if len(windows) < 2:
@@ -68,6 +65,31 @@ def cut_windows(
             value=n_tokens,
         )
     return windows
+
+
+def _cut(texts: Iterable[str], judge: Judge, n_tokens: int) -> list[TextWindow]:
+    windows = []
+    for source, text in enumerate(texts):
+        _, starts = judge.encode(text)
+        starts.append(len(text))
+        for first in range(0, len(starts) - n_tokens, n_tokens):
+            piece = text[starts[first] : starts[first + n_tokens]]
+            ids, _ = judge.encode(piece)
+            if len(ids) == n_tokens:
+                windows.append(TextWindow(piece, tuple(ids), source))
+    return windows
+
+
+def _joined(texts: Iterable[str], n_chars: int) -> Iterator[str]:
+    """Neighbours joined until they are so long."""
+    held = ""
+    for text in texts:
+        held = f"{held}\n{text}" if held else text
+        if len(held) >= n_chars:
+            yield held
+            held = ""
+    if held:
+        yield held
 
 
 def other_window(windows: Sequence[TextWindow]) -> list[int]:

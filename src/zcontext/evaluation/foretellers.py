@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zcontext.config import Role
-from zcontext.decompressor import embed_symbols
+from zcontext.evaluation.rereading import embed_piece
 from zcontext.evaluation.respondents import base_identity, infer_identity
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import Piece, encode_messages, encode_parts, n_positions
 from zcontext.spans import ChatMessage, Part
 from zcontext.training.objective import BITS
-from zcontext.training.read_stage import CONTINUE
-from zcontext.vocabulary import Symbols
+from zcontext.training.prompt_source import CONTINUE
 
 
 class InferForeteller:
@@ -100,8 +99,7 @@ def following_bits(
     """
     target = torch.tensor(list(following), device=model.device)
     n_prompt, n = n_positions(pieces), len(following)
-    rows = [_embed(model, piece) for piece in pieces]
-    rows.append(_embed(model, list(following[:-1])))
+    rows = [embed_piece(model, piece) for piece in [*pieces, list(following[:-1])]]
     embedded = torch.cat(rows).unsqueeze(0)
     length = n_prompt + n - 1
     with model.using(role):
@@ -112,9 +110,3 @@ def following_bits(
         ).hidden[0, n_prompt - 1 :]
         scores = model.logits(hidden)
     return float(nn.functional.cross_entropy(scores, target)) * BITS
-
-
-def _embed(model: ZLanguageModel, piece: Piece) -> Tensor:
-    if isinstance(piece, Symbols):
-        return embed_symbols(model, piece)
-    return model.embed_tokens(torch.tensor([piece], dtype=torch.long))[0]

@@ -1,7 +1,8 @@
 """Needles: a fact of our own in a long stretch of a book, and a question that only it answers.
 
 Two kinds. "sentence": one sentence, told somewhere. "key-value": several entries of one form spread
-over the text, one of them asked for, so that finding the form is not enough. Texts are given by
+over the text, so that finding the form is not enough; each of them is asked for. Both kinds are
+hidden in the same texts, because writing and reading a long text is what costs. Texts are given by
 path; names and values are drawn by a seed and made up, so that no model has read them. It knows
 texts and a way to count tokens; no engine.
 """
@@ -22,7 +23,7 @@ PLACES: Final = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where needles stand, as a share of the text; each is used equally often."""
 
 N_ENTRIES: Final = 4
-"""Key-value entries in one text."""
+"""Key-value entries in one text, each asked for in a row of its own."""
 
 _PEOPLE = ("Tamsin", "Orlo", "Bettina", "Casimir", "Delphine", "Egbert", "Fenella", "Gideon")
 _SURNAMES = ("Quillfeather", "Marrowby", "Thistledown", "Oxenrig", "Pellworth", "Vandersnoot")
@@ -51,23 +52,24 @@ def make_needles(
         seed: Of the haystacks and of what is hidden in them.
 
     Returns:
-        Rows whose `place` is where the needle stands.
+        Rows whose `place` is where the needle stands; rows about one text follow each other.
 
     Raises:
         ConfigError: No text is long enough.
     """
-    rng = random.Random(f"{seed}/{kind}/{n_tokens}")
+    rng = random.Random(f"{seed}/{n_tokens}")
     order = rng.sample(range(len(texts)), len(texts))
     rows: list[QARow] = []
+    n_texts = 0
     while len(rows) < limit:
         before = len(rows)
         for at in order:
-            if len(rows) == limit:
+            if len(rows) >= limit:
                 break
             hay = _haystack(texts[at], n_tokens, count_tokens, rng)
             if hay is not None:
-                place = PLACES[len(rows) % len(PLACES)]
-                rows.append(_hide(hay, kind, place, rng))
+                rows += _hide(hay, n_texts, rng)[kind]
+                n_texts += 1
         if len(rows) == before:
             raise ConfigError(
                 f"none of {len(texts)} texts has {n_tokens:,} tokens to hide a needle in; give "
@@ -75,7 +77,7 @@ def make_needles(
                 field="needle_tokens",
                 value=n_tokens,
             )
-    return rows
+    return rows[:limit]
 
 
 def _haystack(
@@ -99,19 +101,27 @@ def _haystack(
     return sentences[:low]
 
 
-def _hide(sentences: list[str], kind: NeedleKind, place: float, rng: random.Random) -> QARow:
-    if kind == "sentence":
-        who = f"{rng.choice(_PEOPLE)} {rng.choice(_SURNAMES)}"
-        where, what = rng.choice(_PLACES), rng.choice(_THINGS)
-        told = [f"{who} kept a single barrel of {what} in the old {where}."]
-        question = f"What did {who} keep in the old {where}?"
-        return QARow(_insert(sentences, told, [place]), question, (what,), place=place)
+def _hide(sentences: list[str], number: int, rng: random.Random) -> dict[NeedleKind, list[QARow]]:
+    """Needles of both kinds in one text, and the rows that ask for them."""
+    who = f"{rng.choice(_PEOPLE)} {rng.choice(_SURNAMES)}"
+    where, what = rng.choice(_PLACES), rng.choice(_THINGS)
     keys = rng.sample([f"{a} {b}" for a in _PEOPLE for b in _SURNAMES], N_ENTRIES)
-    values = [str(rng.randrange(1000, 10000)) for _ in keys]
-    told = [f"The locker number of {k} is {v}." for k, v in zip(keys, values, strict=True)]
-    rest = [rng.random() for _ in keys[1:]]
-    question = f"What is the locker number of {keys[0]}?"
-    return QARow(_insert(sentences, told, [place, *rest]), question, (values[0],), place=place)
+    values = rng.sample(range(1000, 10000), N_ENTRIES)
+    # Which places a text uses moves on from text to text, so that all are used equally often.
+    place = PLACES[number % len(PLACES)]
+    places = [PLACES[(number * N_ENTRIES + k) % len(PLACES)] for k in range(N_ENTRIES)]
+    told = [f"{who} kept a single barrel of {what} in the old {where}."]
+    told += [f"The locker number of {k} is {v}." for k, v in zip(keys, values, strict=True)]
+    text = _insert(sentences, told, [place, *places])
+    return {
+        "sentence": [
+            QARow(text, f"What did {who} keep in the old {where}?", (what,), place=place),
+        ],
+        "key-value": [
+            QARow(text, f"What is the locker number of {key}?", (str(value),), place=at)
+            for key, value, at in zip(keys, values, places, strict=True)
+        ],
+    }
 
 
 def _insert(sentences: Sequence[str], told: Sequence[str], places: Sequence[float]) -> str:

@@ -38,8 +38,9 @@ LEGEND = (
     "four tokens each (`d2`: two codes per symbol); `shuffled` are another passage's symbols; "
     "`truncated` is the text cut to as many positions; other names are other methods at the same "
     "positions. `/control` is read by the control, everything else by the bundle's INFER adapter. "
-    "Retention = (it - none) / (raw control - none), where none is the better reader without a "
-    "context; there is none (`-`) where the control does no better with the text."
+    "`over` counts overflows: items whose whole context did not fit the reader, so that only its "
+    "beginning was read. Retention = (it - none) / (raw control - none), where none is the better "
+    "reader without a context; there is none (`-`) where the control does no better with the text."
 )
 
 
@@ -66,6 +67,10 @@ def page(report: dict[str, Any], *, title: str, plots: Sequence[str] = (), note:
     lines += ["## Where we lose", "", *_losses(report), ""]
     for task in report["tasks"]:
         lines += [f"## {_heading(task)}", "", *_task(task), ""]
+    if report["run"].get("times"):
+        lines += ["## Time", "", *times(report["run"]["times"]), ""]
+    if report.get("unmeasured"):
+        lines += [f"Planned and not measured: {', '.join(report['unmeasured'])}.", ""]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -159,16 +164,23 @@ def _losses(report: dict[str, Any]) -> list[str]:
 
 
 def _task(task: dict[str, Any]) -> list[str]:
-    lines = [f"{task['n_items']} items: {task['about']}.", ""]
+    planned = task.get("n_planned", task["n_items"])
+    of = f" of {planned} planned" if planned > task["n_items"] else ""
+    lines = [f"{task['n_items']}{of} items: {task['about']}.", ""]
     if "by_place" not in task:
         return lines + _restored(task["rows"])
     metrics = list(task["rows"][0]["figures"])
-    heads = [METRICS.get(metric, metric) for metric in metrics]
-    lines.append("| condition | positions | " + " | ".join(heads) + " | retention |")
-    lines.append("|---|---|" + "---|" * len(heads) + "---|")
+    heads = [METRICS.get(metric, metric) for metric in metrics] + ["retention"]
+    over = any(row.get("n_over") for row in task["rows"])
+    if over:
+        heads.append("over")
+    lines.append("| condition | positions | " + " | ".join(heads) + " |")
+    lines.append("|---|---|" + "---|" * len(heads))
     for row in task["rows"]:
         cells = [estimate(row["figures"][m], 1 if m == "perplexity" else 3) for m in metrics]
         cells.append(estimate(row["retention"], 2))
+        if over:
+            cells.append(f"{row['n_over']} of {task['n_items']}" if row["n_over"] else "-")
         lines.append(
             f"| {row['condition']} | {row['n_positions']:.0f} | " + " | ".join(cells) + " |"
         )
@@ -202,6 +214,34 @@ def _restored(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"| {label} | " + " | ".join(estimate(row[key], digits) for row in rows) + " |"
         for label, key, digits in RESTORED
     ]
+    return lines
+
+
+def times(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Times of one run as a table.
+
+    Args:
+        rows: As `timing.time_length` makes them.
+
+    Returns:
+        One line per length and ratio; all but the first two figures are seconds.
+    """
+    lines = [
+        "Seconds, on the machine named above; single times do not carry over to another. `cold` "
+        "compresses first, `stored` looks symbols up, `kept` goes on from a kept prefix.",
+        "",
+        "| tokens | ratio | plain prefill | compression | first token: raw | cold | stored | "
+        "kept | answer: raw | cold | stored | kept |",
+        "|" + "---|" * 12,
+    ]
+    for row in rows:
+        for span in row["spans"]:
+            cells = [f"{row['n_tokens']:,}", f"{span['ratio']:g}"]
+            cells += [number(row["prefill_seconds"], 2), number(span["compress_seconds"], 2)]
+            for figure in ("first_token_seconds", "total_seconds"):
+                cells.append(number(row["raw"][figure], 2))
+                cells += [number(span[how][figure], 2) for how in ("cold", "stored", "cached")]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a report: rate and distortion against the bound, retention against ratio.
+"""Pictures of a report: rate and distortion, retention against ratio, time against length.
 
 matplotlib is loaded when a picture is made, without a display. It knows the form of a report.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from zcontext.errors import MissingDependencyError, StoreError
 from zcontext.evaluation.summary import comparisons
 
-RATE, RETENTION = "rate-distortion.png", "retention.png"
+RATE, RETENTION, TIME = "rate-distortion.png", "retention.png", "time.png"
 SIZE = (6.4, 4.2)
 
 
@@ -40,7 +40,7 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[str]:
             "plots need matplotlib: pip install 'zcontext[eval]'", extra="eval"
         ) from error
     written = []
-    for name, draw in ((RATE, _rate), (RETENTION, _retention)):
+    for name, draw in ((RATE, _rate), (RETENTION, _retention), (TIME, _time)):
         # Not pyplot, which keeps figures and a backend for the whole process.
         figure = Figure(figsize=SIZE, layout="constrained")
         canvas = FigureCanvasAgg(figure)
@@ -57,25 +57,25 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[str]:
 
 def _rate(report: dict[str, Any], axes: Any) -> bool:
     """Bits saved per token over bits stored per token, one line per depth."""
-    rows = [
-        row for task in report["tasks"] if task["task"] == "reconstruct" for row in task["rows"]
-    ]
+    lines: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for task in report["tasks"]:
+        if task["task"].startswith("reconstruct"):
+            for row in task["rows"]:
+                lines[task["task"].removeprefix("reconstruct").strip(), row["depth"]].append(row)
+    rows = [row for of in lines.values() for row in of]
     if not rows:
         return False
-    lines: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        lines[row["depth"]].append(row)
     most = max(row["bound"] for row in rows) * 1.1
     plain = max(row["h"]["value"] for row in rows)
     axes.plot([0, most], [0, most], color="black", linewidth=1, label="rate bound")
     axes.axhline(plain, color="grey", linewidth=1, linestyle=":", label="h, plain base")
-    for depth, of in sorted(lines.items()):
+    for (n_tokens, depth), of in lines.items():
         of.sort(key=lambda row: row["bound"])
         x = [row["bound"] for row in of]
         y = [row["h"]["value"] - row["c"]["value"] for row in of]
         # The interval of the share is that of h - c over the bound.
         ends = [[row["bound_share"][end] * row["bound"] for row in of] for end in ("low", "high")]
-        _line(axes, x, y, ends, label=f"{depth} codes per symbol")
+        _line(axes, x, y, ends, label=f"{depth} codes per symbol, windows of {n_tokens}")
         for row, at, height in zip(of, x, y, strict=True):
             axes.annotate(
                 f"{row['ratio']:g}x", (at, height), textcoords="offset points", xytext=(4, 4)
@@ -128,6 +128,41 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.legend(frameon=False, fontsize="small")
     return drawn
+
+
+def _time(report: dict[str, Any], axes: Any) -> bool:
+    """Seconds to the first token over source tokens: raw, and symbols that are new or stored."""
+    rows = report.get("run", {}).get("times") or []
+    if not rows:
+        return False
+    draw_times(rows, axes)
+    return True
+
+
+def draw_times(rows: Sequence[dict[str, Any]], axes: Any) -> None:
+    """Draw the time to the first token against length.
+
+    Args:
+        rows: As `timing.time_length` makes them, shortest first.
+        axes: Of matplotlib.
+    """
+    lengths = [row["n_tokens"] for row in rows]
+    for name, style in (("raw", "k-"), ("raw_cached", "k:")):
+        seconds = [row[name]["first_token_seconds"] for row in rows]
+        label = "raw text" if name == "raw" else "raw text, prefix kept"
+        axes.plot(lengths, seconds, style, marker="o", label=label)
+    for at, span in enumerate(rows[0]["spans"]):
+        for name, style in (("cold", "--"), ("stored", "-"), ("cached", ":")):
+            seconds = [row["spans"][at][name]["first_token_seconds"] for row in rows]
+            label = f"symbols@{span['ratio']:g}, {name}"
+            axes.plot(lengths, seconds, style, color=f"C{at}", marker=".", label=label)
+    axes.set(
+        xlabel="source tokens",
+        ylabel="seconds to the first token",
+        title="Time (cold: compressed first; stored; cached: prefix kept)",
+        yscale="log",
+    )
+    axes.legend(frameon=False, fontsize="small")
 
 
 def _line(axes: Any, x: list[float], y: list[float], ends: list[list[Any]], **style: Any) -> None:

@@ -24,11 +24,14 @@ class Prediction:
         key: Digest of everything that shaped it.
         text: What was answered.
         n_positions: Positions of the context.
+        n_over: Positions that the whole context would have taken beyond those there was room for:
+            so many were cut off.
     """
 
     key: str
     text: str
     n_positions: int
+    n_over: int = 0
 
 
 class PredictionLog:
@@ -36,31 +39,44 @@ class PredictionLog:
 
     Args:
         path: The file; lines that a killed run left unfinished are cut off.
+        also: Files of other runs, which are read and left as they are. Another process may be
+            writing them, so an unfinished last line is passed over.
 
     Raises:
         StoreError: The file cannot be read or written, or holds something else.
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, *, also: Sequence[str | Path] = ()) -> None:
         self._path = None if path is None else Path(path)
         self._found: dict[str, Prediction] = {}
-        if self._path is not None and self._path.exists():
+        for other in also:
+            self._open(Path(other), mend=False)
+        if self._path is not None:
+            self._open(self._path, mend=True)
+
+    def _open(self, path: Path, *, mend: bool) -> None:
+        if path.exists():
             try:
-                self._load(self._path)
+                self._load(path, mend=mend)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise StoreError(
                     f"{path} is not a file of predictions ({error}); give another path, or delete "
                     "it to start over"
                 ) from error
 
-    def _load(self, path: Path) -> None:
+    def _load(self, path: Path, *, mend: bool) -> None:
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         for line in whole.splitlines():
             row = json.loads(line)
-            found = Prediction(str(row["key"]), str(row["prediction"]), int(row["n_positions"]))
+            found = Prediction(
+                str(row["key"]),
+                str(row["prediction"]),
+                int(row["n_positions"]),
+                int(row.get("n_over", 0)),
+            )
             self._found[found.key] = found
-        if len(whole) < len(data):
+        if mend and len(whole) < len(data):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
 
@@ -88,6 +104,7 @@ class PredictionLog:
                     **detail,
                     "prediction": p.text,
                     "n_positions": p.n_positions,
+                    **({"n_over": p.n_over} if p.n_over else {}),
                 },
                 ensure_ascii=False,
             )

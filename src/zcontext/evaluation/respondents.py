@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from zcontext.config import GenerationSettings
+from zcontext.evaluation.rereading import Rereader
 from zcontext.generation import Prefill, generate
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import encode_messages, encode_parts, n_positions, question_parts
@@ -43,8 +44,10 @@ class Respondent(Protocol):
     def context_length(self) -> int:
         """Most positions, prompt and answer together."""
 
-    def answer(self, asked: Sequence[Asked], *, settings: GenerationSettings) -> list[str]:
-        """One answer per question, in order."""
+    def answer(
+        self, asked: Sequence[Asked], *, settings: GenerationSettings, alike: bool = False
+    ) -> list[str]:
+        """One answer per question, in order; `alike` where neighbours share a long context."""
 
     def count(self, parts: Sequence[Part]) -> int:
         """Positions that parts take."""
@@ -65,22 +68,28 @@ class ReaderRespondent:
         # stand-in in tests) is named by its codec.
         model = getattr(reader, "model", None)
         self.identity = reader.codec if model is None else infer_identity(model)
+        self._one_by_one = None if model is None else Rereader(model, "infer")
 
     @property
     def context_length(self) -> int:
         """Most positions, prompt and answer together."""
         return self.reader.context_length
 
-    def answer(self, asked: Sequence[Asked], *, settings: GenerationSettings) -> list[str]:
+    def answer(
+        self, asked: Sequence[Asked], *, settings: GenerationSettings, alike: bool = False
+    ) -> list[str]:
         """One answer per question, in order.
 
         Args:
             asked: Questions and contexts.
             settings: How answers are generated.
+            alike: Neighbours may share a long context: ask one by one, and read it once.
 
         Returns:
             Their texts.
         """
+        if alike and self._one_by_one is not None:
+            return _one_by_one(self._one_by_one, asked, settings)
         together = getattr(self.reader, "ask_many", None)
         if together is not None:
             answers = together([q for q, _ in asked], [c for _, c in asked], settings=settings)
@@ -103,22 +112,28 @@ class PlainBase:
         self.model = model
         self.name = "plain base"
         self.identity = base_identity(model)
+        self._one_by_one = Rereader(model, None)
 
     @property
     def context_length(self) -> int:
         """Most positions, prompt and answer together."""
         return self.model.context_length
 
-    def answer(self, asked: Sequence[Asked], *, settings: GenerationSettings) -> list[str]:
+    def answer(
+        self, asked: Sequence[Asked], *, settings: GenerationSettings, alike: bool = False
+    ) -> list[str]:
         """One answer per question, in order; contexts are text.
 
         Args:
             asked: Questions and contexts, no symbols in them.
             settings: How answers are generated.
+            alike: Neighbours may share a long context: ask one by one, and read it once.
 
         Returns:
             Their texts.
         """
+        if alike:
+            return _one_by_one(self._one_by_one, asked, settings)
         rows = []
         for question, context in asked:
             pieces = encode_messages(self.model.tokenizer, question_parts(question, context))
@@ -132,6 +147,18 @@ class PlainBase:
     def count(self, parts: Sequence[Part]) -> int:
         """Positions that parts take."""
         return n_positions(encode_parts(self.model.tokenizer, parts))
+
+
+def _one_by_one(
+    reader: Rereader, asked: Sequence[Asked], settings: GenerationSettings
+) -> list[str]:
+    tokenizer = reader.model.tokenizer
+    return [
+        reader.generate(
+            encode_messages(tokenizer, question_parts(question, context)), settings=settings
+        )
+        for question, context in asked
+    ]
 
 
 def infer_identity(model: ZLanguageModel) -> str:

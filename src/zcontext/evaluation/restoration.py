@@ -13,10 +13,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zcontext.config import CompressSettings
-from zcontext.errors import ConfigError
 from zcontext.evaluation.excerpts import TextWindow, other_window
-from zcontext.evaluation.judge import Judge, Shown
+from zcontext.evaluation.judge import Forced, Judge, Shown
 from zcontext.spans import SupportsCompress, SupportsDecompress, ZDocument
+from zcontext.windows import Extent
+
+Pieces = tuple[tuple[int, ...], ...]
+"""The tokens of a window, span by span."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One span of a window.
+
+    Attributes:
+        tokens: Which of the window's tokens it stands for.
+        shown: What the decompressor is shown of them.
+    """
+
+    tokens: Extent
+    shown: Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +108,7 @@ class Restorer:
         self._decompressor = decompressor
         self._others = other_window(windows)
         self._documents: dict[tuple[int, float, int | None], ZDocument] = {}
-        self._plain: dict[int, float] = {}
+        self._plain: dict[tuple[int, tuple[int, ...]], float] = {}
 
     def measure(
         self, items: Sequence[int], *, ratio: float, depth: int | None
@@ -107,17 +123,16 @@ class Restorer:
         Returns:
             One record each.
         """
-        windows = [self.windows[item] for item in items]
-        ids = [window.ids for window in windows]
         started = time.perf_counter()
         documents = self._write(items, ratio, depth)
         compressing = (time.perf_counter() - started) / len(items)
-        plain = self._plain_bits(items)
         shown = [shown_of(document) for document in documents]
-        right = self.judge.restored(ids, shown)
+        ids = [self._cut(item, of) for item, of in zip(items, shown, strict=True)]
+        plain = [self._plain_bits(item, of) for item, of in zip(items, ids, strict=True)]
+        right = self._restored(ids, shown)
         others = map(shown_of, self._write([self._others[k] for k in items], ratio, depth))
         misled = [_misled(own, other) for own, other in zip(shown, others, strict=True)]
-        wrong = self.judge.restored(ids, misled)
+        wrong = self._restored(ids, misled)
         started = time.perf_counter()
         texts = self._decompressor.decompress_many([without_errata(d) for d in documents])
         restoring = (time.perf_counter() - started) / len(items)
@@ -142,20 +157,41 @@ class Restorer:
     def _write(self, items: Sequence[int], ratio: float, depth: int | None) -> list[ZDocument]:
         missing = [k for k in dict.fromkeys(items) if (k, ratio, depth) not in self._documents]
         if missing:
-            longest = max(len(self.windows[k].ids) for k in missing)
-            settings = CompressSettings(ratio=ratio, depth=depth, window=max(8, longest))
+            settings = CompressSettings(ratio=ratio, depth=depth)
             texts = [self.windows[k].text for k in missing]
             written = self.compressor.compress_many(texts, settings=settings)
             for k, document in zip(missing, written, strict=True):
                 self._documents[k, ratio, depth] = document
         return [self._documents[k, ratio, depth] for k in items]
 
-    def _plain_bits(self, items: Sequence[int]) -> list[float]:
-        missing = [k for k in items if k not in self._plain]
-        if missing:
-            found = self.judge.plain_bits([self.windows[k].ids for k in missing])
-            self._plain.update(zip(missing, found, strict=True))
-        return [self._plain[k] for k in items]
+    def _cut(self, item: int, shown: Sequence[Told]) -> Pieces:
+        ids = self.windows[item].ids
+        return tuple(ids[told.tokens.start : told.tokens.end] for told in shown)
+
+    def _plain_bits(self, item: int, pieces: Pieces) -> float:
+        """Of the same pieces that the decompressor restores, or h and c could not be compared."""
+        key = (item, tuple(map(len, pieces)))
+        if key not in self._plain:
+            self._plain[key] = _mean(self.judge.plain_bits(pieces), pieces)
+        return self._plain[key]
+
+    def _restored(self, pieces: Sequence[Pieces], shown: Sequence[Sequence[Told]]) -> list[Forced]:
+        """Windows behind what is shown for their spans, all spans together."""
+        flat = self.judge.restored(
+            [piece for of in pieces for piece in of], [told.shown for of in shown for told in of]
+        )
+        found, at = [], 0
+        for of in pieces:
+            spans = flat[at : at + len(of)]
+            at += len(of)
+            bits = _mean([span.bits for span in spans], of)
+            found.append(Forced(bits, _mean([span.accuracy for span in spans], of)))
+        return found
+
+
+def _mean(values: Sequence[float], pieces: Pieces) -> float:
+    """A mean over tokens, of means over pieces of them."""
+    return sum(v * len(p) for v, p in zip(values, pieces, strict=True)) / sum(map(len, pieces))
 
 
 def without_errata(document: ZDocument) -> ZDocument:
@@ -171,29 +207,24 @@ def without_errata(document: ZDocument) -> ZDocument:
     return dataclasses.replace(document, spans=spans)
 
 
-def shown_of(document: ZDocument) -> Shown:
-    """What the decompressor is shown of a window.
+def shown_of(document: ZDocument) -> tuple[Told, ...]:
+    """What the decompressor is shown of a window, span by span.
 
     Args:
-        document: Of one window.
+        document: Of one window; one that is longer than the codec's own has several spans.
 
     Returns:
-        Its symbols and their places.
-
-    Raises:
-        ConfigError: The window was cut in two; one pass cannot read it.
+        Symbols and their places, and which tokens they stand for.
     """
-    if len(document.spans) != 1:
-        raise ConfigError(
-            f"a window of {document.n_tokens} tokens was written as {len(document.spans)} spans; "
-            "give window_tokens that the compressor writes in one",
-            field="window_tokens",
-            value=document.n_tokens,
-        )
-    return Shown(document.symbols, document.spans[0].ends)
+    return tuple(Told(span.tokens, Shown(span.symbols, span.ends)) for span in document.spans)
 
 
-def _misled(own: Shown, other: Shown) -> Shown:
+def _misled(own: Sequence[Told], other: Sequence[Told]) -> list[Told]:
     """The other window's symbols at the places of one's own, so that only the codes are wrong."""
-    alike = len(own.symbols) == len(other.symbols)
-    return Shown(other.symbols, own.ends if alike else other.ends)
+    found = []
+    for at, mine in enumerate(own):
+        theirs = other[at % len(other)].shown.symbols
+        # Spans of another number of symbols have no places in this one: they are spread evenly.
+        ends = mine.shown.ends if len(theirs) == len(mine.shown.symbols) else None
+        found.append(Told(mine.tokens, Shown(theirs, ends)))
+    return found

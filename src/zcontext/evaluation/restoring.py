@@ -13,6 +13,7 @@ from zcontext.evaluation.conditions import Condition
 from zcontext.evaluation.predictions import Prediction, PredictionLog, digest_of
 from zcontext.evaluation.reconstruct import row_of
 from zcontext.evaluation.restoration import Restorer, WindowRecord
+from zcontext.evaluation.scoring import measured
 
 
 class ReconstructTask:
@@ -75,17 +76,19 @@ class ReconstructTask:
         """Figures of all ratios and depths.
 
         Args:
-            log: Holds a prediction of every window under every condition.
+            log: Predictions; windows that lack some are left out.
             seed: Of the bootstrap.
 
         Returns:
             JSON-ready.
         """
         rows = []
+        items = measured(self, log)
+        windows = [self.restorer.windows[item] for item in items]
         for condition in self.conditions:
             row = row_of(
-                self.restorer.windows,
-                self.records(condition, log),
+                windows,
+                self.records(condition, log, items),
                 ratio=condition.ratio,
                 judge=self.restorer.judge,
                 seed=seed,
@@ -98,20 +101,22 @@ class ReconstructTask:
             "task": self.name,
             "about": self.about,
             "metric": self.metric,
-            "n_items": len(self),
+            "n_items": len(items),
+            "n_planned": len(self),
             "rows": rows,
         }
 
-    def records(self, condition: Condition, log: PredictionLog) -> list[WindowRecord]:
+    def records(
+        self, condition: Condition, log: PredictionLog, items: Sequence[int]
+    ) -> list[WindowRecord]:
         """What was measured under a condition.
 
         Args:
             condition: Ratio and depth.
-            log: Holds a prediction of every window.
+            log: Holds a prediction of every one of the items.
+            items: Numbers of windows.
 
         Returns:
             One record per window.
         """
-        return [
-            WindowRecord.from_json(log[self.key(item, condition)].text) for item in range(len(self))
-        ]
+        return [WindowRecord.from_json(log[self.key(item, condition)].text) for item in items]

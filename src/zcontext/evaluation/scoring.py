@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from zcontext.evaluation.conditions import RAW_CONTROL, Condition, Kind
 from zcontext.evaluation.metrics import Estimate, bootstrap
-from zcontext.evaluation.predictions import PredictionLog
+from zcontext.evaluation.predictions import Prediction, PredictionLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class ConditionRow:
         depth: Codes per symbol; None is the codec's own.
         reader: Who read.
         n_positions: Mean positions of the context.
+        n_over: Items whose whole context did not fit the reader, so that its beginning was read.
         figures: By metric, the task's own first.
         retention: Share of the way from none to the raw control; None for these two, and where the
             control is no better with its context.
@@ -70,6 +71,7 @@ class ConditionRow:
     figures: dict[str, Estimate]
     retention: Estimate | None
     against: tuple[Rivalry, ...] = ()
+    n_over: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; rivals that win are marked."""
@@ -88,6 +90,7 @@ def score_conditions(
     columns: Mapping[str, Columns],
     *,
     n_positions: Mapping[str, Sequence[int]],
+    n_over: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> tuple[ConditionRow, ...]:
     """Figures of all conditions of a task.
@@ -96,6 +99,7 @@ def score_conditions(
         conditions: The conditions, the raw control and both nones among them.
         columns: By name of the condition; items in the same order everywhere.
         n_positions: Positions of every item's context, by name of the condition.
+        n_over: Items whose context did not fit, by name of the condition; none where left out.
         seed: Of the bootstrap.
 
     Returns:
@@ -127,6 +131,7 @@ def score_conditions(
                 },
                 retention=retention,
                 against=_rivalries(condition, conditions, main, seed),
+                n_over=(n_over or {}).get(name, 0),
             )
         )
     return tuple(rows)
@@ -148,8 +153,8 @@ def _rivalries(
     )
 
 
-class Scored(Protocol):
-    """A task whose predictions can be turned into figures one by one."""
+class Kept(Protocol):
+    """A task whose predictions are kept in a log."""
 
     conditions: tuple[Condition, ...]
 
@@ -159,32 +164,120 @@ class Scored(Protocol):
     def key(self, item: int, condition: Condition) -> str:
         """Under which a prediction is kept."""
 
+
+class Scored(Kept, Protocol):
+    """A task whose predictions can be turned into figures one by one."""
+
+    name: str
+    about: str
+
+    @property
+    def metric(self) -> str:
+        """The figure that is compared."""
+
     def scores(self, item: int, text: str) -> dict[str, float]:
         """What a prediction is worth; the task's own metric first."""
 
 
-def gather(
-    task: Scored, log: PredictionLog
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[int]]]:
-    """The figures of every prediction of a task.
+def measured(task: Kept, log: PredictionLog) -> list[int]:
+    """The items of a task that were measured under every condition: figures are paired.
 
     Args:
         task: The task.
-        log: Holds all of its predictions.
+        log: Predictions; a run that was stopped has not all of them.
 
     Returns:
-        Columns and positions, as `score_conditions` takes them.
+        Their numbers, in order.
+    """
+    return [
+        item
+        for item in range(len(task))
+        if all(task.key(item, condition) in log for condition in task.conditions)
+    ]
+
+
+def gather(
+    task: Scored, items: Sequence[int], log: PredictionLog
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[Prediction]]]:
+    """The predictions of a task, and what they are worth.
+
+    Args:
+        task: The task.
+        items: Which of its items.
+        log: Holds their predictions under every condition.
+
+    Returns:
+        Columns, as `score_conditions` takes them, and predictions, both by name of the condition.
     """
     columns: dict[str, dict[str, list[float]]] = {}
-    positions: dict[str, list[int]] = {}
+    found: dict[str, list[Prediction]] = {}
     for condition in task.conditions:
-        found = [log[task.key(item, condition)] for item in range(len(task))]
-        scores = [task.scores(item, p.text) for item, p in enumerate(found)]
+        found[condition.name] = [log[task.key(item, condition)] for item in items]
+        scores = [
+            task.scores(item, p.text) for item, p in zip(items, found[condition.name], strict=True)
+        ]
         columns[condition.name] = {
             metric: [score[metric] for score in scores] for metric in scores[0]
         }
-        positions[condition.name] = [p.n_positions for p in found]
-    return columns, positions
+    return columns, found
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The conditions of a task, compared on the items that all of them were measured on.
+
+    Attributes:
+        items: Their numbers.
+        columns: Figures of every item, by name of the condition.
+        rows: One per condition.
+    """
+
+    items: tuple[int, ...]
+    columns: Mapping[str, Columns]
+    rows: tuple[ConditionRow, ...]
+
+    def to_dict(self, task: Scored, rows: Sequence[ConditionRow] | None = None) -> dict[str, Any]:
+        """The entry of a report.
+
+        Args:
+            task: What was compared.
+            rows: Told instead of its own; a task may put its figures in other units.
+
+        Returns:
+            JSON-ready.
+        """
+        return {
+            "task": task.name,
+            "about": task.about,
+            "metric": task.metric,
+            "n_items": len(self.items),
+            "n_planned": len(task),
+            "rows": [row.to_dict() for row in (self.rows if rows is None else rows)],
+            "by_place": {},
+        }
+
+
+def compare(task: Scored, log: PredictionLog, *, seed: int) -> Comparison:
+    """Compare the conditions of a task.
+
+    Args:
+        task: The task, one item of it measured or more.
+        log: Predictions.
+        seed: Of the bootstrap.
+
+    Returns:
+        Figures of every condition.
+    """
+    items = measured(task, log)
+    columns, found = gather(task, items, log)
+    rows = score_conditions(
+        task.conditions,
+        columns,
+        n_positions={name: [p.n_positions for p in of] for name, of in found.items()},
+        n_over={name: sum(p.n_over > 0 for p in of) for name, of in found.items()},
+        seed=seed,
+    )
+    return Comparison(tuple(items), columns, rows)
 
 
 def best_none(conditions: Sequence[Condition], main: Mapping[str, Sequence[float]]) -> str | None:

@@ -20,17 +20,34 @@ from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.continuation import ContinuationTask, cut_passages
 from zcontext.evaluation.distractors import unanswerable, with_distractors
 from zcontext.evaluation.excerpts import cut_windows
-from zcontext.evaluation.needles import NEEDLE_KINDS, make_needles
+from zcontext.evaluation.needles import N_ENTRIES, NEEDLE_KINDS, make_needles
 from zcontext.evaluation.questions import QARow, draw
 from zcontext.evaluation.restoration import Restorer
 from zcontext.evaluation.restoring import ReconstructTask
 from zcontext.evaluation.runner import Task
 
+LONG_NEEDLE = 4096
+"""Tokens above which needles are counted by `long_needles`."""
+
 LONG_CONTEXT = 1500
 """Mean tokens from which contexts of a file are long documents: no distractors beside them."""
 
-AskedRows = tuple[str, list[QARow], Metric, str]
-"""A task of questions: name, rows, metric, and one sentence about it."""
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a task of questions is made of.
+
+    Attributes:
+        name: What reports call it.
+        rows: The rows.
+        metric: What its headline is about.
+        about: One sentence about it.
+    """
+
+    name: str
+    rows: list[QARow]
+    metric: Metric
+    about: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +61,21 @@ class SuiteSettings:
         questions: Questions of a file with their passage alone.
         hard: Questions of a file among distractors, and as many that have no answer.
         distractors: Other passages beside the right one; 0 leaves the task out.
-        windows: Windows brought back.
-        window_tokens: Their length.
+        windows: Windows brought back, of each length.
+        window_tokens: Their lengths. What is longer than the codec's window is several spans.
         passages: Passages continued.
         context_tokens: Tokens in front of a continuation.
         following_tokens: Tokens of it.
         needles: Needles of each kind at each length.
+        long_needles: The same at lengths above 4,096 tokens, where each takes long.
         needle_tokens: Lengths of their texts; empty leaves needles out.
+        rival_tokens: Mean length up to which contexts are also given to methods that run a model
+            over all of them; longer ones leave cut text and what is as cheap.
         generation: How answers are generated.
         readers: How many of the bench's readers read what rivals leave of a text.
         evictors: Also methods that drop keys and values; they answer one question at a time.
+        time_tokens: Lengths at which times are taken; empty takes none.
+        time_repeats: Times each of them is taken; figures are medians.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -66,43 +88,44 @@ class SuiteSettings:
     hard: int = 100
     distractors: int = 3
     windows: int = 100
-    window_tokens: int = 100
+    window_tokens: tuple[int, ...] = (100, 512)
     passages: int = 40
     context_tokens: int = 512
     following_tokens: int = 256
     needles: int = 20
+    long_needles: int = 20
     needle_tokens: tuple[int, ...] = (2048, 8192, 32768)
+    rival_tokens: int = 65536
     generation: GenerationSettings = ANSWER
     readers: int = 2
     evictors: bool = True
+    time_tokens: tuple[int, ...] = (1000, 2000, 4000, 8000)
+    time_repeats: int = 3
 
     def __post_init__(self) -> None:
-        least = {"questions": 2, "hard": 2, "distractors": 0, "windows": 2, "window_tokens": 8}
-        least |= {
-            "passages": 2,
-            "context_tokens": 8,
-            "following_tokens": 1,
-            "needles": 2,
-            "readers": 1,
-        }
+        least = {"questions": 2, "hard": 2, "distractors": 0, "windows": 2, "passages": 2}
+        least |= {"context_tokens": 8, "following_tokens": 1, "needles": 2, "long_needles": 2}
+        least |= {"readers": 1, "rival_tokens": 0, "time_repeats": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value < lowest:
                 raise ConfigError(
                     f"{name} must be {lowest} or more, got {value}", field=name, value=value
                 )
-        for name in ("ratios", "depths"):
+        for name in ("ratios", "depths", "window_tokens"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty: give one or more", field=name, value=())
         for ratio in self.ratios:
             for depth in self.depths:
                 CompressSettings(ratio=ratio, depth=depth)
-        if any(length < 64 for length in self.needle_tokens):
-            raise ConfigError(
-                f"needles need texts of 64 tokens or more, got {self.needle_tokens}",
-                field="needle_tokens",
-                value=self.needle_tokens,
-            )
+        for name, lowest in (("needle_tokens", 64), ("window_tokens", 8), ("time_tokens", 8)):
+            found = getattr(self, name)
+            if any(length < lowest for length in found):
+                raise ConfigError(
+                    f"{name} are texts of {lowest} tokens or more, got {found}",
+                    field=name,
+                    value=found,
+                )
 
 
 QUICK = SuiteSettings(
@@ -111,14 +134,17 @@ QUICK = SuiteSettings(
     hard=4,
     distractors=2,
     windows=4,
-    window_tokens=64,
+    window_tokens=(64,),
     passages=3,
     context_tokens=256,
     needles=2,
+    long_needles=2,
     needle_tokens=(512,),
     generation=GenerationSettings(max_new_tokens=12, stop=("\n",)),
     readers=1,
     evictors=False,
+    time_tokens=(500, 1000),
+    time_repeats=1,
 )
 """Small enough for two CPU cores in ten minutes; its intervals are wide and say so."""
 
@@ -163,28 +189,14 @@ def build_tasks(settings: SuiteSettings, data: SuiteData, bench: Bench) -> list[
     tasks = _text_tasks(settings, data, bench, conditions) if data.texts else []
     contexts = Contexts(bench.compressor, peers=bench.peers)
     panel = Panel(contexts, bench.respondents, bench.evictors, settings.generation)
-    asked = [
-        task
+    found = [
+        asked
         for name, rows in data.questions.items()
-        for task in _question_rows(name, rows, settings, bench)
+        for asked in _question_rows(name, rows, settings, bench)
     ]
     if data.books:
-        asked += _needle_rows(data.books, settings, bench)
-    tasks += [
-        QuestionTask(
-            name,
-            rows,
-            # Peers shorten contexts; where there is no answer, that is beside the point.
-            conditions=[
-                c for c in conditions if metric != "refused" or c.kind not in ("peer", "evictor")
-            ],
-            panel=panel,
-            metric=metric,
-            about=about,
-            batch=8 if _mean_tokens(rows, bench.compressor.count_tokens) < LONG_CONTEXT else 1,
-        )
-        for name, rows, metric, about in asked
-    ]
+        found += _needle_rows(data.books, settings, bench)
+    tasks += [_question_task(asked, conditions, panel, settings, bench) for asked in found]
     if not tasks:
         raise ConfigError(
             "there is nothing to measure on: give texts, questions or books",
@@ -197,55 +209,90 @@ def build_tasks(settings: SuiteSettings, data: SuiteData, bench: Bench) -> list[
 def _text_tasks(
     settings: SuiteSettings, data: SuiteData, bench: Bench, conditions: Sequence[Condition]
 ) -> list[Task]:
-    windows = cut_windows(
-        data.texts,
-        judge=bench.judge,
-        n_tokens=settings.window_tokens,
-        limit=settings.windows,
-        seed=settings.seed,
-    )
-    restorer = Restorer(
-        windows,
-        compressor=bench.compressor,
-        decompressor=bench.decompressor,
-        judge=bench.judge,
-    )
+    seed, judge = settings.seed, bench.judge
+    tasks: list[Task] = []
+    for n_tokens in settings.window_tokens:
+        windows = cut_windows(
+            data.texts, judge=judge, n_tokens=n_tokens, limit=settings.windows, seed=seed
+        )
+        restorer = Restorer(
+            windows, compressor=bench.compressor, decompressor=bench.decompressor, judge=judge
+        )
+        about = f"windows of {n_tokens} tokens brought back from their symbols"
+        name = f"reconstruct {n_tokens}"
+        tasks.append(ReconstructTask(restorer, conditions=conditions, about=about, name=name))
+    n_context, n_following = settings.context_tokens, settings.following_tokens
     passages = cut_passages(
         data.texts,
-        judge=bench.judge,
-        n_context=settings.context_tokens,
-        n_following=settings.following_tokens,
+        judge=judge,
+        n_context=n_context,
+        n_following=n_following,
         limit=settings.passages,
-        seed=settings.seed,
+        seed=seed,
     )
-    return [
-        ReconstructTask(
-            restorer,
-            conditions=conditions,
-            about=f"windows of {settings.window_tokens} tokens brought back from their symbols",
-        ),
-        ContinuationTask(
-            passages,
-            conditions=conditions,
-            contexts=Contexts(bench.compressor, peers=bench.peers, keep_end=True),
-            foretellers=bench.foretellers,
-            about=f"bits per token of the {settings.following_tokens} tokens after a context of "
-            f"{settings.context_tokens}; cut text is the end of the context",
-        ),
-    ]
+    continued = ContinuationTask(
+        passages,
+        conditions=conditions,
+        contexts=Contexts(bench.compressor, peers=bench.peers, keep_end=True),
+        foretellers=bench.foretellers,
+        about=f"bits per token of the {n_following} tokens after a context of {n_context}; "
+        "cut text is the end of the context",
+    )
+    return [*tasks, continued]
+
+
+def _question_task(
+    asked: Asked,
+    conditions: Sequence[Condition],
+    panel: Panel,
+    settings: SuiteSettings,
+    bench: Bench,
+) -> QuestionTask:
+    """A task under the conditions that can be measured on it, and what it says of the others."""
+    n_tokens = _mean_tokens(asked.rows, bench.compressor.count_tokens)
+    room = min(respondent.context_length for respondent in bench.respondents.values())
+    kept, about = list(conditions), asked.about
+    if asked.metric == "refused":
+        # They shorten contexts; where there is no answer, that is beside the point.
+        kept = [c for c in kept if c.kind not in ("peer", "evictor")]
+    if len({row.context for row in asked.rows}) < 2:
+        kept = [c for c in kept if c.kind != "shuffled"]  # there is no other text to take
+    largest = max(settings.ratios)
+    tight = sorted({c.ratio for c in kept if 0 < c.ratio < largest and n_tokens > room * c.ratio})
+    if tight:
+        kept = [c for c in kept if c.ratio not in tight]
+        told = ", ".join(f"{ratio:g}" for ratio in tight)
+        about += f"; overflow at ratio {told}: the symbols do not fit {room:,} positions either"
+    if n_tokens > settings.rival_tokens:
+        slow = {c.method for c in kept if c.kind == "evictor"} | {
+            name for name, peer in bench.peers.items() if peer.uses_base
+        }
+        kept = [c for c in kept if c.method not in slow]
+        about += f"; not measured above {settings.rival_tokens:,} tokens: {', '.join(sorted(slow))}"
+    long = n_tokens >= LONG_CONTEXT
+    return QuestionTask(
+        asked.name,
+        asked.rows,
+        conditions=kept,
+        panel=panel,
+        metric=asked.metric,
+        about=about,
+        batch=N_ENTRIES if long else 8,
+        long=long,
+    )
 
 
 def _question_rows(
     name: str, rows: Sequence[QARow], settings: SuiteSettings, bench: Bench
-) -> list[AskedRows]:
+) -> list[Asked]:
     """The tasks that one file of questions makes."""
     seed, k = settings.seed, settings.distractors
     good = [row for row in rows if row.answers]
     passages = [row.context for row in rows]
     if not good:
         raise ConfigError(f"{name} has no answerable question", field="questions", value=name)
-    found: list[AskedRows] = [
-        (
+    found: list[Asked] = [
+        Asked(
             f"qa {name}",
             draw(good, limit=settings.questions, seed=seed),
             "f1",
@@ -259,30 +306,30 @@ def _question_rows(
     if k:
         about = f"the same with {k} other passages beside the right one, its place dealt out evenly"
         hard = with_distractors(chosen, passages=passages, k=k, seed=seed)
-        found.append((f"qa {name} +{k}", hard, "f1", about))
+        found.append(Asked(f"qa {name} +{k}", hard, "f1", about))
     missing = unanswerable(rows, passages=passages, limit=settings.hard, seed=seed)
     about = "questions whose passage does not say; right is to answer `unknown`"
     if all(row.answers for row in rows):
         about += " (a passage without the answer was swapped in)"
-    found.append((f"unanswerable {name}", missing, "refused", about))
+    found.append(Asked(f"unanswerable {name}", missing, "refused", about))
     return found
 
 
-def _needle_rows(books: Sequence[str], settings: SuiteSettings, bench: Bench) -> list[AskedRows]:
+def _needle_rows(books: Sequence[str], settings: SuiteSettings, bench: Bench) -> list[Asked]:
     """Every kind of needle at every length."""
-    found: list[AskedRows] = []
+    found: list[Asked] = []
     for kind in NEEDLE_KINDS:
         for length in settings.needle_tokens:
             rows = make_needles(
                 books,
                 kind=kind,
                 n_tokens=length,
-                limit=settings.needles,
+                limit=settings.needles if length <= LONG_NEEDLE else settings.long_needles,
                 count_tokens=bench.compressor.count_tokens,
                 seed=settings.seed,
             )
             about = f"a {kind} needle in {length:,} tokens of a book; the answer contains it"
-            found.append((f"needle {kind} {length}", rows, "contains", about))
+            found.append(Asked(f"needle {kind} {length}", rows, "contains", about))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from zcontext.evaluation.predictions import PredictionLog
 from zcontext.evaluation.report import finite
 from zcontext.evaluation.runner import Task
+from zcontext.evaluation.scoring import measured
 
 FORMAT: Final = 1
 
@@ -27,7 +28,7 @@ def summarise(
     """Put a report together.
 
     Args:
-        tasks: All of them measured.
+        tasks: Those of which fewer than two items are measured are only named.
         log: Holds their predictions.
         seed: Of the intervals.
         facts: What was measured, on what, with what.
@@ -36,11 +37,14 @@ def summarise(
     Returns:
         The report.
     """
+    # An interval needs two.
+    has_items = {task.name: len(measured(task, log)) > 1 for task in tasks}
     report: dict[str, Any] = {
         "format": FORMAT,
         **facts,
         "seed": seed,
-        "tasks": [task.report(log, seed=seed) for task in tasks],
+        "tasks": [task.report(log, seed=seed) for task in tasks if has_items[task.name]],
+        "unmeasured": [task.name for task in tasks if not has_items[task.name]],
         "run": run,
     }
     report["lost"] = list(lost(report))

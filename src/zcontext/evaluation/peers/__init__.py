@@ -21,9 +21,13 @@ class Peer(Protocol):
 
     Attributes:
         name: What reports call it.
+        sees_question: Whether what is left depends on the question.
+        uses_base: Whether it runs the base over the whole text, and costs as much as reading it.
     """
 
     name: str
+    sees_question: bool
+    uses_base: bool
 
     def shorten(self, text: str, *, n_tokens: int, question: str | None = None) -> str:
         """The text, or what is left of it.

@@ -103,7 +103,8 @@ class LLMLingua:
 
     def __init__(self, model: ZLanguageModel, *, question_aware: bool = False) -> None:
         self.name = "longllmlingua" if question_aware else "llmlingua"
-        self._question_aware = question_aware
+        self.sees_question = question_aware
+        self.uses_base = True
         self._tokens = text_tokenizer(model.tokenizer)
         self._compressor = _compressor(model)
 
@@ -124,7 +125,7 @@ class LLMLingua:
             return ""
         paragraphs = [text]
         given: dict[str, Any] = {}
-        if self._question_aware and question and question.strip():
+        if self.sees_question and question and question.strip():
             paragraphs = [part for part in _PARAGRAPHS.split(text) if part.strip()] or [text]
             # The settings that its authors recommend for questions over documents.
             given = {

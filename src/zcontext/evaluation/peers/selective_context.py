@@ -12,6 +12,7 @@ import math
 import re
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -21,6 +22,9 @@ from zcontext.tokenization import TokenizedText, text_tokenizer
 
 WINDOW, CONTEXT = 1024, 256
 """Tokens of one pass, and how many of them are only read again."""
+
+KEPT = 64
+"""Texts whose surprisals are kept: the same ones are shortened to several budgets."""
 
 _WORD = re.compile(r"\s*(?:\w+(?:['\u2019\-]\w+)*|[^\w\s]+)|\s+\Z")
 _FUNCTION_WORDS = frozenset(
@@ -183,8 +187,11 @@ class SelectiveContext:
 
     def __init__(self, model: ZLanguageModel) -> None:
         self.name = "selective-context"
+        self.sees_question = False
+        self.uses_base = True
         self._model = model
         self._tokens = text_tokenizer(model.tokenizer)
+        self._surprisals = lru_cache(KEPT)(self._surprisals_of)
 
     def shorten(self, text: str, *, n_tokens: int, question: str | None = None) -> str:
         """The most surprising phrases, in order.
@@ -201,8 +208,12 @@ class SelectiveContext:
         if len(located) <= n_tokens:
             return text
         pieces = phrases(text)
-        scores = _means(pieces, located, surprisals(self._model, located.ids))
+        scores = _means(pieces, located, self._surprisals(text))
         return best_pieces(pieces, scores, n_tokens=n_tokens, tokens=self._tokens)
+
+    def _surprisals_of(self, text: str) -> list[float]:
+        located = self._tokens.locate(text, max_tokens=max(1, len(text.encode())))
+        return surprisals(self._model, located.ids)
 
 
 def _means(pieces: Sequence[str], located: TokenizedText, bits: Sequence[float]) -> list[float]:

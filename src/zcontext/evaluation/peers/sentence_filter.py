@@ -8,6 +8,7 @@ budget of tokens instead of a share. What it does not know: which encoder embeds
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from torch import Tensor
@@ -15,6 +16,9 @@ from torch import Tensor
 from zcontext.evaluation.peers.trimming import best_pieces, sentences
 from zcontext.model import ZLanguageModel
 from zcontext.tokenization import text_tokenizer
+
+KEPT = 64
+"""Texts whose sentences' vectors are kept."""
 
 
 class Encoder(Protocol):
@@ -43,8 +47,12 @@ class SentenceFilter:
 
     def __init__(self, model: ZLanguageModel, encoder: Encoder, *, name: str = "minilm") -> None:
         self.name = name
+        self.sees_question = True
+        self.uses_base = False
         self._encoder = encoder
         self._tokens = text_tokenizer(model.tokenizer)
+        # The same text is shortened to several budgets, for several questions.
+        self._vectors = lru_cache(KEPT)(self._vectors_of)
 
     def shorten(self, text: str, *, n_tokens: int, question: str | None = None) -> str:
         """The nearest sentences, in order.
@@ -60,7 +68,10 @@ class SentenceFilter:
         if self._tokens.count(text) <= n_tokens:
             return text
         pieces = sentences(text)
-        vectors = self._encoder.embed(pieces)
+        vectors = self._vectors(text)
         target = vectors.mean(0) if question is None else self._encoder.embed([question])[0]
         scores: list[float] = (vectors @ target).tolist()
         return best_pieces(pieces, scores, n_tokens=n_tokens, tokens=self._tokens)
+
+    def _vectors_of(self, text: str) -> Tensor:
+        return self._encoder.embed(sentences(text))

@@ -1,12 +1,16 @@
-"""Times and peaks of compressing, reading and answering, for `cost.py`.
+"""Times and peaks of compressing, reading and answering: one model, in the process it is in.
 
-It measures one model in the process it is in, and knows neither files nor reports.
+Answers are forced to the same number of tokens, whatever the reader would say. It knows neither
+files nor reports.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +18,47 @@ from pathlib import Path
 from typing import Any
 
 QUESTION = "What is the main subject of the text, and which figures does it give?"
+
+
+# For times: without them torch spends most of a pass in page faults under glibc's malloc.
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "4294967296",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "1073741824",
+}
+
+
+def machine(model: Any = None) -> dict[str, Any]:
+    """What figures were measured on, in general terms; the device is that of a model."""
+    import torch
+    import transformers
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    on_gpu = model is not None and model.device.type == "cuda"
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name(model.device) if on_gpu else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "malloc_tuned": all(os.environ.get(name) == value for name, value in MALLOC.items()),
+    }
+
+
+def text_of(model: Any, source: str, n_tokens: int) -> str:
+    """The source, repeated where it is short, cut to a number of tokens."""
+    from zcontext.tokenization import text_tokenizer
+
+    tokens = text_tokenizer(model.tokenizer)
+    # No more of it than a token can be long: sources may be whole libraries.
+    source = source[: 64 * n_tokens]
+    text = source * (n_tokens // max(1, tokens.count(source)) + 1)
+    return text[: tokens.locate(text, max_tokens=sys.maxsize).char_at(n_tokens)]
 
 
 class Reading:

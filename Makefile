@@ -59,7 +59,7 @@ demo: $(RUNTIME) ## Install, then compress a document, show it back and answer t
 test: $(DEVELOPMENT) ## Install, then run every test (no network)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(ARGS)
 
-FUZZED := written_form documents errata ends settings literals stores
+FUZZED := written_form documents errata ends settings literals stores store_files manifests command_line gguf
 
 .PHONY: fuzz
 fuzz: $(DEVELOPMENT) ## Fuzz every parser for a minute each, guided by coverage (pip install -e '.[fuzz]')

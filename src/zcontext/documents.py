@@ -1,4 +1,4 @@
-"""Compressed texts as values: the span of one window, the document of one text, and their bytes.
+"""Compressed texts as values: the ordered spans of one text, and their stored forms.
 
 Three stored forms, all self-describing and checksummed: `to_json` (readable, codes as plain
 integers), `to_bytes` (packed, for stores) and `to_compact` (packed as one ASCII string, for the
@@ -14,7 +14,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -41,6 +41,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _COUNTS: Final = ("n_tokens", "n_chars", "n_bytes", "memory")
 _FIELDS: Final = ("codec", "text_sha256", "depth", "size", *_COUNTS)
 _KEYS: Final = frozenset((*_FIELDS, "schema", "spans", "checksum"))
+
+
+def joined_parts(found: Iterable[str | Symbols]) -> tuple[str | Symbols, ...]:
+    """Symbols and texts in order, neighbours of one kind as one part."""
+    parts: list[str | Symbols] = []
+    for _, run in groupby(found, key=type):
+        texts: list[str] = []
+        symbols: list[Symbols] = []
+        for part in run:
+            if isinstance(part, str):
+                texts.append(part)
+            else:
+                symbols.append(part)
+        parts.append(join(symbols) if symbols else "".join(texts))
+    return tuple(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +156,7 @@ class ZDocument:
     @property
     def parts(self) -> tuple[str | Symbols, ...]:
         """What a reader is given: symbols, and the text kept between them, in order."""
-        found = (part for span in self.spans for part in span.parts)
-        parts: list[str | Symbols] = []
-        for _, run in groupby(found, key=type):
-            texts: list[str] = []
-            symbols: list[Symbols] = []
-            for part in run:
-                if isinstance(part, str):
-                    texts.append(part)
-                else:
-                    symbols.append(part)
-            parts.append(join(symbols) if symbols else "".join(texts))
-        return tuple(parts)
+        return joined_parts(part for span in self.spans for part in span.parts)
 
     @property
     def ratio(self) -> float:

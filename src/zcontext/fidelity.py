@@ -2,8 +2,8 @@
 
 One forward per span shows the token that greedy decoding would choose at every place, each after
 the right ones before it: the share that is right, the bits that are missing, and which numbers,
-names and addresses of the source would not come back as they are. What it does not know: windows,
-budgets, how a loss is made good.
+names, addresses and pieces of code of the source would not come back as they are. What it does not
+know: windows, budgets, how a loss is made good.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from hashlib import sha256
 import torch
 from torch import Tensor, nn
 
+from zcontext.documents import joined_parts
 from zcontext.errors import CodecMismatchError, SpanError
-from zcontext.fragile import fragile_places
+from zcontext.fragile import losable_places
 from zcontext.layouts import SpanLayout, span_layouts
 from zcontext.model import ZLanguageModel
 from zcontext.spans import Fidelity, Part, ZDocument, ZSpan
 from zcontext.tokenization import TokenizedText, special_ids, text_tokenizer
-from zcontext.vocabulary import Symbols, utf8_bytes
+from zcontext.vocabulary import utf8_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,7 @@ def with_fidelity(
     right = [flag for reading in readings for flag in reading.right]
     lost: list[list[str]] = [[] for _ in document.spans]
     starts = [span.chars.start for span in document.spans]
-    for begin, end in fragile_places(text):
+    for begin, end in losable_places(text):
         first = max(0, bisect_right(tokens.starts, begin) - 1)
         while first > 0 and tokens.starts[first - 1] == tokens.starts[first]:
             first -= 1
@@ -240,7 +241,7 @@ def _fidelity(reading: Reading, lost: tuple[str, ...]) -> Fidelity:
 
 
 def readable_parts(document: ZDocument, text: str, *, floor: float) -> tuple[Part, ...]:
-    """What to put in a prompt for a document: its symbols, and the text of spans below a floor.
+    """What to put in a prompt for a document: its parts, and the text of spans below a floor.
 
     Args:
         document: With the fidelity of every span.
@@ -248,7 +249,7 @@ def readable_parts(document: ZDocument, text: str, *, floor: float) -> tuple[Par
         floor: Share of tokens that must read back right, 0 to 1.
 
     Returns:
-        Symbols and texts, in order; neighbours of one kind are one part.
+        Symbols and texts, literals among them, in order; neighbours of one kind are one part.
 
     Raises:
         SpanError: The document does not stand for this text, or some span was not measured.
@@ -258,15 +259,11 @@ def readable_parts(document: ZDocument, text: str, *, floor: float) -> tuple[Par
     for at, span in enumerate(document.spans):
         if span.fidelity is None:
             raise _unmeasured(at)
-        last = parts[-1] if parts else None
         if span.fidelity.token_accuracy < floor:
-            raw = text[span.chars.start : span.chars.end]
-            parts = [*parts[:-1], last + raw] if isinstance(last, str) else [*parts, raw]
-        elif isinstance(last, Symbols):
-            parts[-1] = last + span.symbols
-        elif len(span.symbols):
-            parts.append(span.symbols)
-    return tuple(parts)
+            parts.append(text[span.chars.start : span.chars.end])
+        else:
+            parts += span.parts
+    return joined_parts(parts)
 
 
 def _unmeasured(at: int) -> SpanError:

@@ -1,7 +1,8 @@
 """What a text holds that must not come back altered: numbers, names, addresses, code, tables, JSON.
 
-Two uses. `fragile_places` are the small things that a reader would miss (a fidelity record names
-those that are lost, pruning never cuts through one). `protected_places` are what a user asks to be
+Three uses. `fragile_places` are the small things that a reader would miss (pruning never cuts
+through one). `losable_places` are these and pieces of code: what a record of losses names.
+`protected_places` are what a user asks to be
 kept as text between symbols: kinds by name, or patterns of his own.
 
 Floor 0, standard library only. Everything is found by form alone: no language is known here, and no
@@ -25,6 +26,7 @@ __all__ = [
     "Ranges",
     "check_protect",
     "fragile_places",
+    "losable_places",
     "merged",
     "protected_places",
 ]
@@ -41,6 +43,7 @@ _ADDRESS = re.compile(
 _NUMBER = re.compile(r"(?<!\w)\w*\d(?:[\w.,:/%-]*\w)?%?")
 _WORD = re.compile(r"[^\W\d_](?:[\w'\u2019-]*\w)?")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:\u2026\n])[\s\"'\u201c\u2018(\[]*\Z")
+_LONGEST_CODE: Final = 200
 _FENCE = re.compile(r"[ ]{0,3}(`{3,}|~{3,})")
 _INLINE_CODE = re.compile(r"(?<!`)`[^`\n]{1,400}`(?!`)")
 _DELIMITER_ROW = re.compile(r"[ ]{0,3}\|?[ ]*:?-+:?[ ]*(?:\|[ ]*:?-+:?[ ]*)*\|?[ ]*\Z")
@@ -68,6 +71,30 @@ def fragile_places(text: str) -> Places:
     numbers = [m.span() for m in _NUMBER.finditer(text) if not taken.meets(*m.span())]
     found = addresses + numbers
     return sorted(found + _names(text, Ranges(found)))
+
+
+def losable_places(text: str) -> Places:
+    """What a record of losses names one by one: fragile places, and code.
+
+    Code is named span by span between backticks, and line by line in fenced blocks; what is longer
+    than 200 characters in pieces.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Character ranges, in order; numbers and names inside code stand beside it.
+    """
+    found = set(fragile_places(text))
+    for begin, end in _code(text):
+        for start, stop in _lines(text[begin:end]):
+            line = text[begin + start : begin + stop]
+            if _FENCE.match(line) or not line.strip():
+                continue
+            at = begin + start + len(line) - len(line.lstrip())
+            last = begin + start + len(line.rstrip())
+            found |= {(k, min(k + _LONGEST_CODE, last)) for k in range(at, last, _LONGEST_CODE)}
+    return sorted(found)
 
 
 def _names(text: str, taken: Ranges) -> Places:

@@ -3,6 +3,7 @@
 The second best: for a reader that knows no symbols. Whole sentences are kept first, those with most
 surprisal per token; the room that is left goes to phrases of the next ones, then to words. What is
 kept is verbatim and in order, and nothing is cut inside a number, a name, an address, code or JSON.
+No piece of a sentence stands alone with fewer than three words, unless nothing longer fits.
 
 Floor 0, standard library only. What it does not know: models. It is told what every token is worth.
 """
@@ -17,7 +18,7 @@ from itertools import accumulate, pairwise
 from typing import Final
 
 from zcontext.errors import SpanError
-from zcontext.fragile import Ranges, fragile_places, merged, protected_places
+from zcontext.fragile import Ranges, fragile_places, losable_places, merged, protected_places
 from zcontext.windows import Extent
 
 __all__ = ["PrunedText", "prune_text"]
@@ -26,9 +27,12 @@ _SENTENCE_END = re.compile(
     r"[.!?\u2026][\"'\u2019\u201d)\]]*\s+|[\u3002\uff01\uff1f][\u300d\u300f\u201d]*\s*|\n\s*"
 )
 _PHRASE_END = re.compile(r"[,;:\u2013\u2014\u3001\uff0c)\]]\s+|\s+(?=[(\[])")
-_WORD_END = re.compile(r"\s+")
+_WORD_END = re.compile(r"\s+|(?<=[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+_PART_OF_WORD = re.compile(r"\w+")
 _LEAST_ROOM: Final = 8
-"""Tokens of room that are worth a piece of a sentence: a stray word would stand alone."""
+"""Tokens of room that are worth a piece of a sentence."""
+_LEAST_WORDS: Final = 3
+"""Words of a piece of a sentence that may stand alone: with fewer it would be a stray one."""
 _WHOLE: Final = ("code", "json", "urls")
 
 
@@ -42,7 +46,7 @@ class PrunedText:
         n_kept: Base tokens of what is left.
         bits: Surprisal of the source.
         bits_kept: Of that, what the kept tokens had.
-        lost: Numbers, names and addresses of the source that are nowhere in what is left.
+        lost: Numbers, names, addresses and code of the source that are nowhere in what is left.
         kept: Characters of the source that are left, in order.
 
     Raises:
@@ -138,9 +142,9 @@ def prune_text(
             everything = (Extent(0, len(text)),) if text else ()
             return PrunedText(text, n_tokens, n_kept, scale.bits, scale.bits, (), everything)
     places = fragile_places(text)
-    protected = _trimmed(text, protected_places(text, protect))
     atoms = merged([*_joined(places, text), *_trimmed(text, protected_places(text, _WHOLE))])
-    chosen = _choose(text, scale, merged([*atoms, *protected]), budget, protected)
+    protected = _grown(text, _trimmed(text, protected_places(text, protect)), atoms)
+    chosen = _Chooser(text, scale, merged([*atoms, *protected]), budget).choose(protected)
     while True:
         kept = merged((unit.begin, unit.end) for unit in chosen)
         left = _assembled(text, kept)
@@ -154,7 +158,7 @@ def prune_text(
         n_kept=n_kept,
         bits=scale.bits,
         bits_kept=sum(scale.unit(begin, end).bits for begin, end in kept),
-        lost=_lost(text, places, kept),
+        lost=_lost(text, losable_places(text), kept),
         kept=tuple(Extent(begin, end) for begin, end in kept),
     )
 
@@ -174,6 +178,16 @@ def _joined(places: Sequence[tuple[int, int]], text: str) -> Iterator[tuple[int,
             start = None
 
 
+def _grown(
+    text: str, places: Sequence[tuple[int, int]], atoms: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Places that a pattern may have put anywhere, grown to whole words and atoms."""
+    found = Ranges(places)
+    words = [match.span() for match in _PART_OF_WORD.finditer(text) if found.meets(*match.span())]
+    whole = Ranges(merged([*places, *words]))
+    return merged([*places, *words, *(atom for atom in atoms if whole.meets(*atom))])
+
+
 def _pieces(
     text: str, begin: int, end: int, pattern: re.Pattern[str], atoms: Ranges
 ) -> Iterator[tuple[int, int]]:
@@ -182,53 +196,95 @@ def _pieces(
     for match in pattern.finditer(text, begin, end):
         cut = match.end()
         if at < cut < end and not (atoms.meets(cut - 1, cut) and atoms.meets(cut, cut + 1)):
+            if pattern is _SENTENCE_END and _abbreviates(text[at:cut]):
+                continue
             yield at, cut
             at = cut
     if at < end:
         yield at, end
 
 
-def _choose(
-    text: str,
-    scale: _Scale,
-    atoms: Sequence[tuple[int, int]],
-    budget: int,
-    first: Sequence[tuple[int, int]],
-) -> list[_Unit]:
-    """What to keep: protected places, sentences, phrases, words; each kind by surprisal a token."""
-    whole = Ranges(atoms)
-    chosen: list[_Unit] = []
-    room = budget
+def _abbreviates(piece: str) -> bool:
+    """Whether a piece that a dot ends is no sentence by its form: "J. R.", "e.g.", "12.", "Dr."."""
+    words = piece.split()
+    if not words or "\n" in piece or not words[-1].endswith("."):
+        return False
+    last = words[-1].strip("\"'([")[:-1]
+    return len(last) == 1 or "." in last.rstrip(".") or (len(words) == 1 and len(last) <= 4)
 
-    def take(units: list[_Unit]) -> list[_Unit]:
-        nonlocal room
+
+class _Chooser:
+    """Fills a budget: protected places, sentences, phrases, runs of words; densest first."""
+
+    def __init__(
+        self, text: str, scale: _Scale, atoms: Sequence[tuple[int, int]], budget: int
+    ) -> None:
+        self._text, self._scale, self._whole = text, scale, Ranges(atoms)
+        self._room = budget
+        self._chosen: list[_Unit] = []
+        self._edges: set[int] = set()
+
+    def choose(self, first: Sequence[tuple[int, int]]) -> list[_Unit]:
+        """What to keep, in the order in which it was chosen."""
+        self._take([self._scale.unit(begin, end) for begin, end in first])
+        taken = sorted((unit.begin, unit.end) for unit in self._chosen)
+        sentences = [
+            self._scale.unit(*piece)
+            for gap in _gaps(len(self._text), taken)
+            for piece in _pieces(self._text, *gap, _SENTENCE_END, self._whole)
+        ]
+        rest = self._take(sentences, if_=lambda unit: self._n_words(unit) > 0)
+        # One sentence after the other, so that what is left of each has something to stand by.
+        for sentence in rest if self._room >= _LEAST_ROOM or not self._chosen else ():
+            phrases = self._cut(sentence, _PHRASE_END)
+            rest = self._take(phrases, if_=self._stands)
+            rest = self._take(rest, if_=self._stands)  # beside those that stand now
+            for phrase in rest:
+                self._take([run for run in (self._run(phrase),) if run], if_=self._stands)
+            if self._room < _LEAST_ROOM:
+                break
+        return self._chosen
+
+    def _take(
+        self, units: Sequence[_Unit], *, if_: Callable[[_Unit], bool] = lambda unit: True
+    ) -> list[_Unit]:
+        """Take units while there is room, densest first; those left over."""
         rest = []
         for unit in sorted(units, key=lambda unit: (-unit.density, unit.begin)):
-            if 0 < unit.n_tokens <= room:
-                chosen.append(unit)
-                room -= unit.n_tokens
+            if 0 < unit.n_tokens <= self._room and if_(unit):
+                self._chosen.append(unit)
+                self._edges |= {unit.begin, unit.end}
+                self._room -= unit.n_tokens
             elif unit.n_tokens:
                 rest.append(unit)
         return rest
 
-    take([scale.unit(begin, end) for begin, end in first])
-    taken = sorted((unit.begin, unit.end) for unit in chosen)
-    rest = take(
-        [
-            scale.unit(*piece)
-            for gap in _gaps(len(text), taken)
-            for piece in _pieces(text, *gap, _SENTENCE_END, whole)
-        ]
-    )
-    # One sentence after the other, so that what is left of each still has something to stand by.
-    for sentence in rest if room >= _LEAST_ROOM or not chosen else ():
-        pieces = _pieces(text, sentence.begin, sentence.end, _PHRASE_END, whole)
-        for phrase in take([scale.unit(*piece) for piece in pieces]):
-            words = _pieces(text, phrase.begin, phrase.end, _WORD_END, whole)
-            take([scale.unit(*piece) for piece in words])
-        if room < _LEAST_ROOM:
-            break
-    return chosen
+    def _cut(self, unit: _Unit, pattern: re.Pattern[str]) -> list[_Unit]:
+        pieces = _pieces(self._text, unit.begin, unit.end, pattern, self._whole)
+        return [self._scale.unit(*piece) for piece in pieces]
+
+    def _stands(self, unit: _Unit) -> bool:
+        """Whether a piece of a sentence is no stray one: long enough, or beside what is kept."""
+        beside = unit.begin in self._edges or unit.end in self._edges
+        return beside or not self._chosen or self._n_words(unit) >= _LEAST_WORDS
+
+    def _n_words(self, unit: _Unit) -> int:
+        words = self._cut(unit, _WORD_END)
+        return sum(any(map(str.isalnum, self._text[word.begin : word.end])) for word in words)
+
+    def _run(self, phrase: _Unit) -> _Unit | None:
+        """The words of a phrase, one after the other, that have most surprisal within the room."""
+        words = self._cut(phrase, _WORD_END)
+        best: _Unit | None = None
+        first = 0
+        for last, word in enumerate(words):
+            run = self._scale.unit(words[first].begin, word.end)
+            while first < last and run.n_tokens > self._room:
+                first += 1
+                run = self._scale.unit(words[first].begin, word.end)
+            if run.n_tokens <= self._room and (best is None or run.bits > best.bits):
+                best = run
+        return best
 
 
 def _gaps(n_chars: int, taken: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -153,13 +153,7 @@ class ByteCodec:
         utf8_bytes(text)  # what is no text at all is refused before it is looked at
         text = self.vocabulary.guard(text, on_symbols=settings.on_symbols)
         data = utf8_bytes(text)
-        if len(data) > settings.max_tokens:
-            raise ConfigError(
-                f"The text has {len(data):,} tokens, max_tokens is {settings.max_tokens:,}: raise "
-                "it, or split the text.",
-                field="max_tokens",
-                value=settings.max_tokens,
-            )
+        _check_length(len(data), settings)
         depth = self.vocabulary.depth if settings.depth is None else settings.depth
         if depth > self.vocabulary.depth:
             raise ConfigError(
@@ -224,6 +218,7 @@ class ByteCodec:
         utf8_bytes(text)
         text = self.vocabulary.guard(text, on_symbols=settings.on_symbols)
         starts = [at for at, character in enumerate(text) for _ in character.encode("utf-8")]
+        _check_length(len(starts), settings)
         budget = self._budget(len(starts), 0, settings)
         count, bits = self.count_tokens, [8.0] * len(starts)
         return prune_text(
@@ -371,3 +366,13 @@ def _cut(text: str, *, limit: int, stop: Sequence[str]) -> tuple[str, StopReason
     if len(stopped.encode()) > limit:
         return text.encode()[:limit].decode("utf-8", "ignore"), "length"
     return stopped, "stop" if ends else "end"
+
+
+def _check_length(n_tokens: int, settings: CompressSettings) -> None:
+    if n_tokens > settings.max_tokens:
+        raise ConfigError(
+            f"The text has {n_tokens:,} tokens, max_tokens is {settings.max_tokens:,}: raise it, "
+            "or split the text.",
+            field="max_tokens",
+            value=settings.max_tokens,
+        )

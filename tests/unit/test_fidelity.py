@@ -13,13 +13,8 @@ from tiny import tiny_z
 from zcontext.compressor import ZCompressor
 from zcontext.config import CompressSettings
 from zcontext.errors import CodecMismatchError, SpanError
-from zcontext.fidelity import (
-    Reading,
-    fragile_places,
-    measure_fidelity,
-    overall_fidelity,
-    read_spans,
-)
+from zcontext.fidelity import Reading, measure_fidelity, overall_fidelity, read_spans
+from zcontext.fragile import fragile_places, losable_places
 from zcontext.tokenization import text_tokenizer
 
 TEXT = (
@@ -62,6 +57,15 @@ def test_what_counts_as_fragile(text, expected):
     found = [text[begin:end] for begin, end in fragile_places(text)]
     # "Über" opens a sentence and stands before a name, so it may be one.
     assert [item for item in found if item != "Über"] == expected
+
+
+def test_code_can_be_lost_too_span_by_span_and_line_by_line():
+    text = "Call `log(x)`:\n```py\nif a:\n    return b\n\n```\nand ``` no more."
+    found = [text[begin:end] for begin, end in losable_places(text)]
+    assert found == ["`log(x)`", "if a:", "return b"]
+    long = "```\n" + "x" * 450 + "\n```\n"
+    assert [end - begin for begin, end in losable_places(long)] == [200, 200, 50]
+    assert losable_places(TEXT) == fragile_places(TEXT)
 
 
 def test_the_reading_is_that_of_the_training_objective(model, document):
@@ -128,6 +132,15 @@ def test_only_what_holds_a_wrong_token_is_lost(model, document, monkeypatch):
     holder = next(s for s in document.spans if s.tokens.start <= at < s.tokens.end)
     lost = [s.fidelity.lost for s in measured.spans if s.fidelity]
     assert lost[document.spans.index(holder)] == ("Oslo",)
+
+
+def test_code_that_holds_a_wrong_token_is_lost(model, monkeypatch):
+    text = "so `a = b` and\n```\nx = y\nz = w\n```\n"
+    document = ZCompressor(model).compress(text)
+    tokens = text_tokenizer(model.tokenizer).locate(text, max_tokens=1000)
+    wrong = {list(tokens.starts).index(text.index(part)) for part in ("= b", "w\n")}
+    monkeypatch.setattr(zcontext.fidelity, "read_spans", perfect(wrong))
+    assert overall_fidelity(measure_fidelity(model, document, text)).lost == ("`a = b`", "z = w")
 
 
 def test_an_item_across_two_spans_is_lost_with_either_half(model, monkeypatch):

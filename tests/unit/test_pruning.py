@@ -63,6 +63,14 @@ def test_nothing_fragile_is_cut_and_what_is_gone_is_reported(budget: int) -> Non
     assert ("`log" in found.text) == ("log(x)`" in found.text)
 
 
+def test_code_that_is_gone_is_reported() -> None:
+    text = TEXT + "\n```\narea = 3 * r\n```\n"
+    for budget in range(0, len(text) + 20, 20):
+        found = by_words(text, budget)
+        for code in ("`log(x)`", "area = 3 * r"):
+            assert (code in found.lost) == (code not in found.text)
+
+
 def test_whole_sentences_are_kept_first_by_surprisal_a_token() -> None:
     found = by_words(TEXT, 120, bits={"Nobody knows why.": 9.0})
     assert "Nobody knows why." in found.text
@@ -77,6 +85,53 @@ def test_room_that_no_sentence_fits_goes_to_phrases_then_words() -> None:
     assert "approved the annual budget" in found.text
     word = by_words("extraordinarily " * 20, 33)
     assert word.text == "extraordinarily extraordinarily"
+
+
+MINUTES = (
+    "The committee met in the old hall at Gdansk, approved a budget of 4,800 euros for the year, "
+    "and went home. J. R. Lindqvist, who is the keeper, had no questions; a vote was not held. "
+    "1. Coal is dear (see p. 7). 2. It is cold in the house, so a stove is to be bought.\n"
+    "Nobody else said a word in all that time, as is usual in a town of that size.\n"
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 90), st.randoms())
+def test_no_stray_word_or_letter_is_left(budget: int, random) -> None:
+    """What fills the last room is a run of words or stands beside what is kept."""
+    starts = [match.start() for match in re.finditer(r"\w+|[^\w\s]", MINUTES)]
+    bits = [random.random() * 9 for _ in starts]
+    found = prune_text(MINUTES, starts=starts, bits=bits, budget=budget, count=lambda text: 0)
+    for extent in found.kept:
+        piece = MINUTES[extent.start : extent.end]
+        n_words = sum(any(map(str.isalnum, word)) for word in piece.split())
+        assert n_words >= 3 or len(found.kept) == 1, (piece, found.text)
+    assert found.text
+
+
+def test_letters_with_a_dot_and_numbers_of_lists_are_no_sentences() -> None:
+    text = "J. R. Lindqvist kept a book. 12. Coal is dear, e.g. in winter. Cold was the U.S. then."
+    for n in range(30, len(text)):
+        worth = {"J. R.": 9.0, "12.": 9.0, "e.g.": 9.0, "then.": 9.0}
+        kept = {text[e.start : e.end].strip() for e in by_words(text, n, bits=worth).kept}
+        assert not kept & {"J.", "R.", "J. R.", "12.", "e.g.", "U.S.", "then."}
+    lines = by_words("|---|---|\nThe price of coal rose.\n", 25, bits={"|---|---|": 9.0})
+    assert lines.text == "The price of coal rose."
+
+
+def test_a_script_without_spaces_is_cut_between_characters() -> None:
+    text = "天地玄黃宇宙洪荒日月盈昃辰宿列張"
+    found = by_words(text, 6, bits={"日月盈昃": 9.0})
+    assert len(found.text) == 6
+    assert "日月盈昃" in found.text
+    assert found.text in text
+
+
+def test_a_pattern_that_ends_inside_a_word_or_number_keeps_it_whole() -> None:
+    text = "It says that the lease ART-1993 ends, and that ART-2001 does not end for a while yet."
+    found = by_words(text, 24, protect=("re:ART-[0-9]",))
+    assert {"ART-1993", "ART-2001"} <= set(found.text.split())
+    assert "ART-1993" not in found.lost
 
 
 def test_protected_text_is_kept_before_anything_else() -> None:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zcontext.cli.console import progress_bar, say
+from zcontext.cli.losses import named
 
 if TYPE_CHECKING:
     from zcontext.cli.files import Sink, Source
     from zcontext.config import CompressSettings
     from zcontext.spans import SupportsPrune
-
-SHOWN = 8
-"""Lost numbers and names that are named on standard error."""
 
 
 def write_pruned(
@@ -61,7 +59,4 @@ def write_pruned(
             report("pruning", done, len(texts))
     share = bits_kept / bits if bits else 1.0
     told = f"{n_kept:,} of {n_tokens:,} tokens left, {share:.0%} of the surprisal"
-    if lost:
-        named = ", ".join(list(lost)[:SHOWN]) + (", ..." if len(lost) > SHOWN else "")
-        told += f"; {len(lost)} numbers, names and addresses lost: {named}"
-    say(told)
+    say(f"{told}; {named(lost)}" if lost else told)

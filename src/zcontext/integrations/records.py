@@ -36,7 +36,7 @@ N_POSITIONS: Final = PREFIX + "n_positions"
 KEPT: Final = PREFIX + "share_kept"
 """Share of the surprisal that pruned text has kept."""
 LOST: Final = PREFIX + "lost"
-"""Numbers, names and addresses that are not in pruned text: a JSON list."""
+"""Numbers, names, addresses and code that are not in pruned text: a JSON list."""
 KEYS: Final = (
     *(SPAN, ACTION, REASON, CODEC, N_TOKENS, N_SYMBOLS, ACCURACY, TEXT),
     *(N_POSITIONS, KEPT, LOST),
@@ -119,7 +119,6 @@ class ExchangeSettings:
                 field="on_symbols",
                 value=self.on_symbols,
             )
-
         if self.output not in get_args(Output) or (self.output == "text" and self.query_aware):
             raise ConfigError(
                 f"output={self.output!r}, query_aware={self.query_aware}: give 'symbols', or "
@@ -142,7 +141,6 @@ class ExchangeSettings:
                 field="max_tokens",
                 value=self.max_tokens,
             )
-        (self.compress or CompressSettings()).replace(max_symbols=1)  # what a plan will ask for
 
     @property
     def ratios(self) -> tuple[float, ...]:

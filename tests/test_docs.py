@@ -165,6 +165,7 @@ SETTINGS = [
     training.OptimiserConfig,
     training.AutoencodeConfig,
     training.ReadConfig,
+    training.AutoregressConfig,
 ]
 
 

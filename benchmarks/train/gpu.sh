@@ -5,6 +5,7 @@
 #   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise and shard
 #   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
 #   bash benchmarks/train/gpu.sh read
+#   bash benchmarks/train/gpu.sh autoregress                      # the optional second writer
 #   bash benchmarks/train/gpu.sh evaluate
 #
 # Needs torch >= 2.11, transformers >= 5.17, peft, accelerate, safetensors; not bitsandbytes, no
@@ -16,7 +17,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
 zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
 
-case "${1:?give a step: prepare, autoencode, read or evaluate}" in
+case "${1:?give a step: prepare, autoencode, read, autoregress or evaluate}" in
 prepare)
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz "$DATA"/corpus/books.jsonl.gz \
         --out runs/shards --no-surprisal
@@ -24,12 +25,15 @@ prepare)
 autoencode | read)
     zcontext train "benchmarks/train/gpu-$1.toml"
     ;;
+autoregress)
+    zcontext train benchmarks/train/autoregress.toml
+    ;;
 evaluate)
     zcontext eval reconstruct "$DATA"/corpus/wikitext2-dev.jsonl.gz --bundle runs/gpu-read/bundle
     zcontext eval qa "$DATA"/qa/xquad-dev.jsonl.gz --bundle runs/gpu-read/bundle --limit 200
     ;;
 *)
-    echo "unknown step $1: give prepare, autoencode, read or evaluate" >&2
+    echo "unknown step $1: give prepare, autoencode, read, autoregress or evaluate" >&2
     exit 2
     ;;
 esac

@@ -24,6 +24,10 @@ with without_kernel_advice():  # peft imports bitsandbytes, which has something 
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
+WRITERS: tuple[Role, ...] = ("compress", "compose")
+"""Roles that run the first layers only."""
+
+
 def decoder_layers(core: nn.Module) -> tuple[str, nn.ModuleList]:
     """Find the stack of decoder layers inside a base model without its head.
 
@@ -103,36 +107,56 @@ class RoleAdapters:
     """
 
     def __init__(self, model: nn.Module, config: CodecConfig, *, seed: int = 0) -> None:
-        self._model = model
         core: Any = model.base_model
-        _, layers = decoder_layers(core)
-        targets = linear_names(layers[0])
-        if not targets:
+        self._model = model
+        self._config = config
+        self._targets = linear_names(decoder_layers(core)[1][0])
+        if not self._targets:
             raise UnsupportedBaseError(
                 f"{type(model).__name__} has no linear layers to adapt; use a transformer base"
             )
+        self._layers: list[BaseTunerLayer] = []
+        self._role: Role | None = None
+        self._inject(ROLES, seed=seed)
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    def add(self, role: Role, *, seed: int = 0) -> None:
+        """Inject one more adapter, which changes nothing before it is filled or trained.
+
+        Args:
+            role: A role that is not among `ROLES`.
+            seed: Of its random half.
+        """
+        learning = {n for n, p in self._model.named_parameters() if p.requires_grad}
+        self._inject((role,), seed=seed)
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(name in learning)
+
+    def _inject(self, roles: tuple[Role, ...], *, seed: int) -> None:
+        model, config = self._model, self._config
+        core: Any = model.base_model
+        n_layers = len(decoder_layers(core)[1])
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             # peft warns that a model has several adapters, which is the point here.
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
-            for role in ROLES:
-                depth = config.writer_layers if role == "compress" else 0
+            for role in roles:
+                depth = config.writer_layers if role in WRITERS else 0
                 lora = LoraConfig(
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,
-                    target_modules=targets,
-                    layers_to_transform=list(range(depth)) if 0 < depth < len(layers) else None,
+                    target_modules=self._targets,
+                    layers_to_transform=list(range(depth)) if 0 < depth < n_layers else None,
                     task_type="CAUSAL_LM",
                 )
                 inject_adapter_in_model(lora, model, adapter_name=role)
         self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-        self._role: Role | None = None
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(False)
             if ".lora_" in name:  # in fp32 whatever the base is: trained so, and stored exactly
                 parameter.data = parameter.data.float()
         model.train(model.training)  # the layers just injected take the base's mode
-        self.activate(None)
+        self.activate(self._role)
 
     @property
     def role(self) -> Role | None:

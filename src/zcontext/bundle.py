@@ -25,7 +25,14 @@ from zcontext.config import ROLES, CodecConfig, from_table
 from zcontext.errors import BundleError, ConfigError, UnsupportedBaseError
 from zcontext.loading import load_base
 from zcontext.model import ZLanguageModel
-from zcontext.sealing import PARTS, codebook_state, part_state
+from zcontext.sealing import (
+    OPTIONAL_PARTS,
+    PARTS,
+    codebook_state,
+    composer_state,
+    load_composer,
+    part_state,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -78,8 +85,11 @@ def save_bundle(
 
 def _write_parts(model: ZLanguageModel, folder: Path, training: dict[str, Any]) -> None:
     parts = {}
-    for part in PARTS:
-        data = save(part_state(model.codebook, model.adapters, part))
+    states = {part: part_state(model.codebook, model.adapters, part) for part in PARTS}
+    if model.composer is not None:
+        states["compose"] = composer_state(model.composer, model.adapters)
+    for part, state in states.items():
+        data = save(state)
         (folder / f"{part}.safetensors").write_bytes(data)
         parts[part] = {"sha256": hashlib.sha256(data).hexdigest(), "n_bytes": len(data)}
     manifest = {
@@ -154,10 +164,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} has format {manifest['format']}, this version reads {FORMAT}; "
             "install the zcontext that wrote it"
         )
-    if set(manifest["parts"]) != set(PARTS):
+    if not set(PARTS) <= set(manifest["parts"]) <= {*PARTS, *OPTIONAL_PARTS}:
         raise BundleError(
-            f"{path} lists the parts {sorted(manifest['parts'])}, expected "
-            f"{sorted(PARTS)}; fetch the bundle again"
+            f"{path} lists the parts {sorted(manifest['parts'])}, expected {sorted(PARTS)} and "
+            f"perhaps {sorted(OPTIONAL_PARTS)}; fetch the bundle again"
         )
     base = manifest["base"]
     if not all(isinstance(base.get(name), str) for name in ("name", "sha256")):
@@ -189,12 +199,14 @@ def _read_part(folder: Path, part: str, entry: Any) -> dict[str, Tensor]:
         raise BundleError(f"{path} is not a safetensors file: {error}") from error
 
 
-def read_parts(folder: str | Path, parts: Iterable[str] = PARTS) -> dict[str, dict[str, Tensor]]:
+def read_parts(
+    folder: str | Path, parts: Iterable[str] | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Read and check the tensors of a bundle.
 
     Args:
         folder: Folder of the bundle.
-        parts: Which parts.
+        parts: Which parts; None means all that it has.
 
     Returns:
         Part to name to tensor.
@@ -203,7 +215,8 @@ def read_parts(folder: str | Path, parts: Iterable[str] = PARTS) -> dict[str, di
         BundleError: A part is missing, altered or truncated.
     """
     manifest = read_manifest(folder)
-    return {part: _read_part(Path(folder), part, manifest["parts"][part]) for part in parts}
+    listed = manifest["parts"]
+    return {part: _read_part(Path(folder), part, listed[part]) for part in parts or listed}
 
 
 def load_bundle(
@@ -260,7 +273,7 @@ def _check_rank(
     folder: str | Path, config: CodecConfig, parts: dict[str, dict[str, Tensor]]
 ) -> None:
     """Refuse a rank that the adapters do not have, before memory is taken for it."""
-    for part in ROLES:
+    for part in {*ROLES, *OPTIONAL_PARTS} & set(parts):
         ranks = {t.shape[0] for name, t in parts[part].items() if ".lora_A" in name}
         if ranks != {config.lora_rank}:
             raise BundleError(
@@ -283,6 +296,8 @@ def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:
         try:
             if part == "codebook":
                 model.codebook.load_state_dict(codebook_state(state))
+            elif part == "compose":
+                load_composer(model.add_composer(), model.adapters, state)
             else:
                 model.adapters.load(part, state)  # type: ignore[arg-type]
         except (RuntimeError, UnsupportedBaseError) as error:

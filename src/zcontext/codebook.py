@@ -50,17 +50,18 @@ class Quantised:
     distortion: Tensor
 
 
+M = TypeVar("M", bound=nn.Module)
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _in_full_precision(
-    method: Callable[Concatenate[Codebook, Tensor, P], T],
-) -> Callable[Concatenate[Codebook, Tensor, P], T]:
+def in_full_precision(
+    method: Callable[Concatenate[M, Tensor, P], T],
+) -> Callable[Concatenate[M, Tensor, P], T]:
     """Keep autocast out: 8 bits of mantissa choose other codes than inference does."""
 
     @wraps(method)
-    def kept(self: Codebook, first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def kept(self: M, first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> T:
         with torch.autocast(first.device.type, enabled=False):
             return method(self, first, *args, **kwargs)
 
@@ -136,7 +137,7 @@ class Codebook(nn.Module):
 
     # -- from tokens to latents ---------------------------------------------------------------
 
-    @_in_full_precision
+    @in_full_precision
     def pool(self, tokens: Tensor, ends: Tensor) -> Tensor:
         """One vector a segment: the sum of what sets its tokens apart from the mean of text.
 
@@ -176,7 +177,7 @@ class Codebook(nn.Module):
         """
         return pooled + self.slot
 
-    @_in_full_precision
+    @in_full_precision
     def latents(self, pooled: Tensor, hidden: Tensor) -> Tensor:
         """The warm start plus the writer's learned correction.
 
@@ -191,7 +192,7 @@ class Codebook(nn.Module):
         latents: Tensor = pooled.float() + self.correction_scale * correction
         return latents
 
-    @_in_full_precision
+    @in_full_precision
     def surprisal(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Estimated surprisal of each token at the writer's exit layer.
 
@@ -213,7 +214,7 @@ class Codebook(nn.Module):
 
     # -- quantising -----------------------------------------------------------------------------
 
-    @_in_full_precision
+    @in_full_precision
     def quantise(
         self,
         latents: Tensor,
@@ -246,17 +247,17 @@ class Codebook(nn.Module):
         else:
             rows, codes = self._relaxed(wanted, depth, choose, generator)
         if self.config.shared and tokens is not None and ends is not None:
-            order = self._order(codes, tokens, ends)
+            order = self.order(codes, tokens, ends)
             codes = codes.gather(-1, order)
             if rows is not None:
                 rows = rows.gather(-2, order.unsqueeze(-1).expand_as(rows))
-        rows = self._rows_of(codes) if rows is None else rows
+        rows = self.rows_of(codes) if rows is None else rows
         said = rows.sum(-2)
         spread = (wanted.detach() - wanted.detach().mean(dim=-2, keepdim=True)).square().mean()
         error = (wanted - said.detach()).square().mean()
         pull = (wanted.detach() - said).square().mean()
         distortion = (error + pull) / spread.clamp_min(1e-8)
-        embeddings = self._heard(rows)
+        embeddings = self.heard(rows)
         if choose.copies_gradient:
             embeddings = embeddings + self.loudness.mean(0) * (wanted - wanted.detach())
         return Quantised(embeddings, codes, distortion)
@@ -273,6 +274,19 @@ class Codebook(nn.Module):
         return self.offset + self.loudness.mean(0) * (latents.float() - self.mean_embedding)
 
     @torch.no_grad()
+    def nearest(self, latents: Tensor, *, depth: int) -> Tensor:
+        """Nearest codes, stage by stage, in the order of choice: each says most of what is left.
+
+        Args:
+            latents: `[..., hidden]`.
+            depth: Stages used.
+
+        Returns:
+            int64 `[..., depth]`.
+        """
+        return self._choose(latents.float() - self.mean_embedding, depth, NearestCode())
+
+    @torch.no_grad()
     def said(self, latents: Tensor) -> Tensor:
         """The part of latents that their nearest codes say, from the mean of text.
 
@@ -283,7 +297,7 @@ class Codebook(nn.Module):
             Sum of rows, `[..., hidden]`.
         """
         codes = self._choose(latents - self.mean_embedding, self.config.depth, NearestCode())
-        return self._rows_of(codes).sum(-2)
+        return self.rows_of(codes).sum(-2)
 
     @torch.no_grad()
     def _choose(self, residual: Tensor, depth: int, choose: Quantiser) -> Tensor:
@@ -316,11 +330,11 @@ class Codebook(nn.Module):
         return torch.stack(rows, dim=-2), torch.stack(codes, dim=-1)
 
     @torch.no_grad()
-    def _order(self, codes: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+    def order(self, codes: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
         """Order of codes by the token of the segment that each is nearest to, silence last."""
         deviation = tokens.float() - self.mean_embedding
         n = deviation.shape[1]
-        rows = self._rows_of(codes)
+        rows = self.rows_of(codes)
         near = 2 * torch.einsum("bkdh,bnh->bkdn", rows, deviation)
         near = near - deviation.square().sum(-1)[:, None, None, :]
         segments = torch.arange(ends.shape[1], device=ends.device).view(1, -1, 1)
@@ -337,14 +351,14 @@ class Codebook(nn.Module):
         Returns:
             `[..., hidden]`.
         """
-        return self._heard(self._rows_of(codes))
+        return self.heard(self.rows_of(codes))
 
-    def _heard(self, rows: Tensor) -> Tensor:
+    def heard(self, rows: Tensor) -> Tensor:
         """Sum of rows `[..., depth, hidden]` as a reader hears it, `[..., hidden]`."""
         summed: Tensor = self.offset + (rows * self.loudness[: rows.shape[-2]]).sum(-2)
         return summed
 
-    def _rows_of(self, codes: Tensor) -> Tensor:
+    def rows_of(self, codes: Tensor) -> Tensor:
         """Rows of codes, `[..., depth, hidden]`; nothing for silence."""
         # One lookup for all stages: each would make a gradient as large as the table.
         flat = codes

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from zcontext.assurance import Assurance
 from zcontext.bundle import load_bundle
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
-from zcontext.config import DEFAULT_RATIO, CompressSettings
+from zcontext.config import DEFAULT_RATIO, CompressSettings, WriterName
 from zcontext.drafts import Draft
 from zcontext.errors import ConfigError
 from zcontext.fragile import protected_places
@@ -126,6 +126,7 @@ class ZCompressor:
         bits_per_symbol: float | None = None,
         depth: int | None = None,
         question: str | None = None,
+        writer: WriterName | None = None,
     ) -> ZDocument:
         """One text as a document; keywords given replace those of `settings`.
 
@@ -138,19 +139,21 @@ class ZCompressor:
             bits_per_symbol: Surprisal that one symbol stands for.
             depth: Codes per symbol.
             question: What will be asked of the text; read in front of it and not written.
+            writer: "one-pass", or "autoregressive", which decides itself how many symbols.
 
         Returns:
             The document; without spans for the empty text.
 
         Raises:
-            ConfigError: A setting is out of range, or the text longer than `max_tokens`.
+            ConfigError: A setting is out of range, the text longer than `max_tokens`, or the codec
+                has no such writer.
             SymbolCollisionError: The text spells symbols and the settings say to refuse.
             VocabularyError: The text is not str, holds a lone surrogate, or nothing the base has
                 a token for.
             StoreError: The store cannot be read or written.
         """  # noqa: DOC502 - some raised by the steps
         chosen = self._chosen(
-            settings, ratio, max_symbols, bits_per_symbol, depth, question=question
+            settings, ratio, max_symbols, bits_per_symbol, depth, question=question, writer=writer
         )
         return self._compress_all([text], chosen)[0]
 
@@ -163,6 +166,7 @@ class ZCompressor:
         max_symbols: int | None = None,
         bits_per_symbol: float | None = None,
         depth: int | None = None,
+        writer: WriterName | None = None,
         progress: bool = False,
     ) -> list[ZDocument]:
         """One document per text, in order, byte-identical to compressing them one by one.
@@ -177,6 +181,7 @@ class ZCompressor:
             max_symbols: Hard cap on each document's symbols.
             bits_per_symbol: Surprisal that one symbol stands for.
             depth: Codes per symbol.
+            writer: "one-pass" or "autoregressive".
             progress: Show a progress bar on standard error.
 
         Returns:
@@ -189,7 +194,7 @@ class ZCompressor:
                 token for.
             StoreError: The store cannot be read or written.
         """  # noqa: DOC502 - some raised by the steps
-        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth)
+        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth, writer=writer)
         if not progress:
             return self._compress_all(texts, chosen)
         from rich.console import Console
@@ -254,6 +259,7 @@ class ZCompressor:
         depth: int | None,
         *,
         question: str | None = None,
+        writer: WriterName | None = None,
     ) -> CompressSettings:
         """Settings in force, every default filled in, checked against the model."""
         chosen = (settings or self._settings).replace(
@@ -262,7 +268,16 @@ class ZCompressor:
             bits_per_symbol=bits_per_symbol,
             depth=depth,
             question=question,
+            writer=writer,
         )
+        if chosen.writer == "autoregressive" and self.model.composer is None:
+            raise ConfigError(
+                "writer='autoregressive': this codec's bundle lacks the part 'compose'. Load one "
+                "that has it, train one (zcontext train benchmarks/train/autoregress.toml), or use "
+                "writer='one-pass'",
+                field="writer",
+                value=chosen.writer,
+            )
         if chosen.ratio is chosen.max_symbols is chosen.bits_per_symbol is None:
             chosen = chosen.replace(ratio=DEFAULT_RATIO)
         codec = self.model.config
@@ -289,6 +304,13 @@ class ZCompressor:
 
     def _question_ids(self, settings: CompressSettings) -> list[int]:
         return self._tokens.ids(settings.question + "\n\n") if settings.question else []
+
+    def _writes_as(self, settings: CompressSettings) -> str:
+        """What determines the symbols of a text: the codec, and of it the writer that is used."""
+        composer = self.model.composer
+        if settings.writer == "one-pass" or composer is None:
+            return self.codec
+        return f"{self.codec}+{composer.digest}"
 
     def _guarded(self, text: str, settings: CompressSettings) -> str:
         utf8_bytes(text)
@@ -324,7 +346,7 @@ class ZCompressor:
         waiting: dict[str, str] = {}
         for text in texts:
             guarded = self._guarded(text, settings)
-            keys.append(store_key(codec=self.codec, settings=settings, text=guarded))
+            keys.append(store_key(codec=self._writes_as(settings), settings=settings, text=guarded))
             waiting.setdefault(keys[-1], guarded)
         found: dict[str, ZDocument] = {}
         if self.store is not None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from zcontext.errors import ConfigError
 from zcontext.fragile import check_protect
+from zcontext.symbols import MAX_DEPTH, MAX_SIZE, MIN_SIZE
 
 MIN_RATIO = 1.0
 MAX_RATIO = 64.0
@@ -24,17 +25,19 @@ DEFAULT_RATIO = 4.0
 DEFAULT_WINDOW = 512
 WINDOW_RANGE = "8 to 8,192 tokens"
 BUDGETS = ("ratio", "max_symbols", "bits_per_symbol")
-MAX_DEPTH = 8
 
-Role = Literal["compress", "decompress", "infer"]
-ROLES: tuple[Role, ...] = get_args(Role)
+Role = Literal["compress", "decompress", "infer", "compose"]
+ROLES: tuple[Role, ...] = ("compress", "decompress", "infer")
+"""Roles that every codec has; the autoregressive writer's is an optional part of it."""
+WriterName = Literal["one-pass", "autoregressive"]
 QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
 OnLowFidelity = Literal["keep", "raw", "finer"]
 Profile = Literal["legal", "default", "summary", "sliding"]
 
 
-def _check(settings: object, field: str, fits: bool, wanted: str) -> None:
+def check(settings: object, field: str, fits: bool, wanted: str) -> None:
+    """Raise ConfigError unless a field of some settings fits what is wanted."""
     if not fits:
         value = getattr(settings, field)
         raise ConfigError(f"{field} must be {wanted}, got {value!r}", field=field, value=value)
@@ -54,7 +57,8 @@ class CodecConfig:
         writer_layers: How many of the base's first layers the writer runs. 0 means all of them.
         lora_rank: Rank of every adapter.
         lora_alpha: Scale numerator of every adapter.
-        quantiser: "vq" (nearest code) or "gumbel" (straight-through Gumbel-Softmax).
+        quantiser: "vq" or "gumbel". Nothing reads it: a run is told by `[autoencode] quantiser`. It
+            stays because the codec's digest covers it.
         mean_surprisal: Calibrated mean surprisal of ordinary text, in bits per token.
         window: Longest window the codec was trained on, in tokens; what compression uses unless
             told otherwise.
@@ -77,17 +81,17 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         for field in ("depth", "size", "writer_layers", "lora_rank", "lora_alpha", "window"):
-            _check(self, field, type(getattr(self, field)) is int, "an integer")
-        _check(self, "depth", 1 <= self.depth <= MAX_DEPTH, f"1 to {MAX_DEPTH} codes per symbol")
-        _check(self, "size", 2 <= self.size <= 32768, "2 to 32,768 codes")
-        _check(self, "writer_layers", self.writer_layers >= 0, "0 (all layers) or more")
-        _check(self, "lora_rank", self.lora_rank >= 1, "at least 1")
-        _check(self, "lora_alpha", self.lora_alpha >= 1, "at least 1")
+            check(self, field, type(getattr(self, field)) is int, "an integer")
+        check(self, "depth", 1 <= self.depth <= MAX_DEPTH, f"1 to {MAX_DEPTH} codes per symbol")
+        check(self, "size", MIN_SIZE <= self.size <= MAX_SIZE, f"2 to {MAX_SIZE:,} codes")
+        check(self, "writer_layers", self.writer_layers >= 0, "0 (all layers) or more")
+        check(self, "lora_rank", self.lora_rank >= 1, "at least 1")
+        check(self, "lora_alpha", self.lora_alpha >= 1, "at least 1")
         names = get_args(QuantiserName)
-        _check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
-        _check(self, "mean_surprisal", 0 < self.mean_surprisal <= 64, "in (0, 64] bits")
-        _check(self, "window", _window_fits(self.window), WINDOW_RANGE)
-        _check(self, "shared", isinstance(self.shared, bool), "true or false")
+        check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
+        check(self, "mean_surprisal", 0 < self.mean_surprisal <= 64, "in (0, 64] bits")
+        check(self, "window", _window_fits(self.window), WINDOW_RANGE)
+        check(self, "shared", isinstance(self.shared, bool), "true or false")
 
     @property
     def bits_per_symbol(self) -> float:
@@ -126,6 +130,9 @@ class CompressSettings:
         question: What will be asked of the text. It stands in front of every window while the
             writer reads, so that surprisal and codes follow it, and is not written. None, the
             default, writes for any question.
+        writer: "one-pass" writes all symbols of a window in one forward pass. "autoregressive"
+            writes them one by one and decides itself how many: a ratio is what it is asked for,
+            `max_symbols` a cap that it keeps. It needs a codec that has the part "compose".
 
     Raises:
         ConfigError: A value is out of its range, two budgets are given, or "finer" is to keep to
@@ -146,6 +153,7 @@ class CompressSettings:
     on_low_fidelity: OnLowFidelity = "keep"
     protect: tuple[str, ...] = ()
     question: str | None = None
+    writer: WriterName = "one-pass"
 
     def __post_init__(self) -> None:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -153,41 +161,46 @@ class CompressSettings:
             raise ConfigError(
                 f"give one budget, not {' and '.join(budgets)}", field=budgets[0], value=budgets
             )
+        for name in ("max_symbols", "depth", "window", "context", "memory", "max_tokens"):
+            whole = getattr(self, name) is None or type(getattr(self, name)) is int
+            check(self, name, whole, "an integer")
         if self.ratio is not None:
             fits = MIN_RATIO <= self.ratio <= MAX_RATIO
-            _check(self, "ratio", fits, f"{MIN_RATIO:g} to {MAX_RATIO:g} tokens per symbol")
+            check(self, "ratio", fits, f"{MIN_RATIO:g} to {MAX_RATIO:g} tokens per symbol")
         if self.max_symbols is not None:
-            _check(self, "max_symbols", self.max_symbols >= 1, "at least one symbol")
+            check(self, "max_symbols", self.max_symbols >= 1, "at least one symbol")
         if self.bits_per_symbol is not None:
             fits = 0 < self.bits_per_symbol < math.inf
-            _check(self, "bits_per_symbol", fits, "a positive number of bits")
+            check(self, "bits_per_symbol", fits, "a positive number of bits")
         if self.depth is not None:
             fits = 1 <= self.depth <= MAX_DEPTH
-            _check(self, "depth", fits, f"1 to {MAX_DEPTH} codes per symbol")
+            check(self, "depth", fits, f"1 to {MAX_DEPTH} codes per symbol")
         if self.window is not None:
-            _check(self, "window", _window_fits(self.window), WINDOW_RANGE)
-            _check(self, "context", self.context < self.window, f"below window={self.window}")
-        _check(self, "context", self.context >= 0, "0 or more tokens")
-        _check(self, "memory", self.memory >= 0, "0 or more symbols")
+            check(self, "window", _window_fits(self.window), WINDOW_RANGE)
+            check(self, "context", self.context < self.window, f"below window={self.window}")
+        check(self, "context", self.context >= 0, "0 or more tokens")
+        check(self, "memory", self.memory >= 0, "0 or more symbols")
         names = get_args(OnSymbols)
-        _check(self, "on_symbols", self.on_symbols in names, f"one of {', '.join(names)}")
-        _check(self, "max_tokens", self.max_tokens >= 1, "at least 1 token")
+        check(self, "on_symbols", self.on_symbols in names, f"one of {', '.join(names)}")
+        check(self, "max_tokens", self.max_tokens >= 1, "at least 1 token")
         asked = self.question is None or (isinstance(self.question, str) and self.question.strip())
-        _check(self, "question", bool(asked), "None or a text that is not blank")
+        check(self, "question", bool(asked), "None or a text that is not blank")
+        names = get_args(WriterName)
+        check(self, "writer", self.writer in names, f"one of {', '.join(names)}")
         check_protect(self.protect)
         self._check_fidelity()
 
     def _check_fidelity(self) -> None:
-        _check(self, "exact", isinstance(self.exact, bool), "True or False")
+        check(self, "exact", isinstance(self.exact, bool), "True or False")
         if self.min_fidelity is not None:
             fits = 0 <= self.min_fidelity <= 1
-            _check(self, "min_fidelity", fits, "a share of tokens in 0 to 1")
+            check(self, "min_fidelity", fits, "a share of tokens in 0 to 1")
         names = get_args(OnLowFidelity)
         fits = self.on_low_fidelity in names
-        _check(self, "on_low_fidelity", fits, f"one of {', '.join(names)}")
+        check(self, "on_low_fidelity", fits, f"one of {', '.join(names)}")
         if self.on_low_fidelity == "finer":
             room = "None with on_low_fidelity='finer', which writes as many symbols as it takes"
-            _check(self, "max_symbols", self.max_symbols is None, room)
+            check(self, "max_symbols", self.max_symbols is None, room)
 
     @property
     def measures(self) -> bool:
@@ -240,13 +253,15 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1 token")
-        _check(self, "temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more")
-        _check(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        for name in ("max_new_tokens", "seed"):
+            check(self, name, type(getattr(self, name)) is int, "an integer")
+        check(self, "max_new_tokens", self.max_new_tokens >= 1, "at least 1 token")
+        check(self, "temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more")
+        check(self, "top_p", 0 < self.top_p <= 1, "in (0, 1]")
         strings = not isinstance(self.stop, str) and all(
             isinstance(item, str) and item for item in self.stop
         )
-        _check(self, "stop", strings, "a tuple of non-empty strings")
+        check(self, "stop", strings, "a tuple of non-empty strings")
 
     def replace(self, **changes: Any) -> GenerationSettings:
         """A copy with some fields changed.

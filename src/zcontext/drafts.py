@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
+from zcontext.pointing import Allowance, Request
 from zcontext.segmentation import DocumentBudget
 from zcontext.spans import LiteralText, ZDocument, ZSpan
 from zcontext.tokenization import TokenizedText
@@ -39,6 +40,7 @@ class Draft:
         question: Tokens read in front of every window and not written.
         spans: Written so far.
         earlier: Codes of symbols that stood before the newest span when it was written.
+        allowance: What is asked of a writer that decides itself; None where the budget does.
     """
 
     text: str
@@ -51,7 +53,9 @@ class Draft:
     spans: list[ZSpan] = field(default_factory=list)
     earlier: Codes = ()
     _memory: Codes = ()
+    allowance: Allowance | None = None
     _again: int | None = None
+    _asked: int = 0
     _n_left: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +114,12 @@ class Draft:
             )
         price = None if total is not None else settings.bits_per_symbol
         budget = DocumentBudget(n - n_literal, total, price, mean_surprisal)
-        return cls(text, tokens, settings, vocabulary, windows, budget, tuple(question))
+        draft = cls(text, tokens, settings, vocabulary, windows, budget, tuple(question))
+        if settings.writer == "autoregressive":
+            capped = settings.max_symbols is not None
+            total = total or 1  # a price is given where it is None
+            draft.allowance = Allowance(n - n_literal, price, total, capped, mean_surprisal)
+        return draft
 
     @property
     def done(self) -> bool:
@@ -129,6 +138,7 @@ class Draft:
         laid = self.windows[len(self.spans)]
         left = self._n_left - 1
         again = self._again
+        allowance = self.allowance
 
         def take(surprisal: Tensor) -> int:
             if again is not None:  # its share of the budget was taken the first time
@@ -143,12 +153,23 @@ class Draft:
             depth=self.settings.depth or self.vocabulary.depth,
             take=take,
             literals=laid.literals,
+            request=None if allowance is None else self._request(allowance, laid.n_free),
         )
+
+    def _request(self, allowance: Allowance, n: int) -> Request:
+        """What the writer is asked for that decides itself; more of it where it was too little."""
+        if self._again is not None:
+            return Request(allowance.at(n / self._again), n)
+        return allowance.next(n, windows_left=self._n_left - 1)
 
     def add(self, written: Written) -> ZSpan:
         """Take the next window's symbols."""
+        if self.allowance is not None and self._again is None:
+            n_tokens = self.windows[len(self.spans)].n_free
+            self.allowance.spend(len(written.codes), n_tokens=n_tokens)
         self.spans.append(self._span(written))
         self._n_left -= 1
+        self._asked = self._again or 0
         self._again, self.earlier = None, self._memory
         if self.settings.memory:
             self._memory = (self._memory + written.codes)[-self.settings.memory :]
@@ -180,8 +201,10 @@ class Draft:
         """
         span = self.spans[-1]
         n_free = len(span.tokens) - span.n_literal_tokens
-        n_symbols = min(int(n_free / MIN_RATIO), max(1, 2 * len(span.symbols)))
-        if n_symbols <= len(span.symbols):
+        # A writer that decides itself may have written less than it was asked for.
+        before = max(len(span.symbols), self._asked)
+        n_symbols = min(int(n_free / MIN_RATIO), max(1, 2 * before))
+        if n_symbols <= before:
             return False
         self.spans.pop()
         self._n_left += 1

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from zcontext.adapters import RoleAdapters, decoder_layers, first_layers
 from zcontext.codebook import Codebook, Quantised
+from zcontext.composer import Composer
 from zcontext.config import CodecConfig, Role
 from zcontext.loading import LoadedBase
 from zcontext.passes import ReadState, RunOutput
 from zcontext.relaxation import Quantiser
-from zcontext.sealing import codec_digest, round_to_storage
+from zcontext.sealing import codec_digest, round_to_storage, seal_composer
 from zcontext.vocabulary import ZVocabulary
 
 
@@ -53,6 +54,7 @@ class ZLanguageModel:
             token_embeddings=self._embedding.weight,
             seed=seed,
         ).to(base.device)
+        self.composer: Composer | None = None
         self.codec = ""
         self.seal()
 
@@ -112,10 +114,11 @@ class ZLanguageModel:
         """Round what is learned to the precision it is stored in, and name the result.
 
         Call after changing parameters by hand. The digest covers the base, the codebook and the
-        two adapters that write and restore; the INFER adapter may be trained further without
-        making stored symbols foreign.
+        adapters COMPRESS and DECOMPRESS; others may be trained further, stored symbols stay valid.
         """
         round_to_storage(self.codebook, self.adapters)
+        if self.composer is not None:
+            seal_composer(self.composer, self.adapters)
         self.codec = codec_digest(
             self.codebook, self.adapters, config=self.config, base_sha256=self.base.sha256
         )
@@ -149,6 +152,15 @@ class ZLanguageModel:
                     except KeyboardInterrupt:
                         self.adapters.activate(before)
                         raise
+
+    def add_composer(self) -> Composer:
+        """The autoregressive writer's part, new: it begins as a copy of the one-pass writer."""
+        if self.composer is None:
+            self.composer = Composer(self.config, hidden_size=self.hidden_size).to(self.device)
+            self.composer.begin_from(self.codebook)
+            self.adapters.add("compose")
+            self.adapters.load("compose", self.adapters.state("compress"))
+        return self.composer
 
     def parameters_of(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Adapter parameters of some roles, named `role/name`.
@@ -375,19 +387,7 @@ class ZLanguageModel:
         quantiser: Quantiser | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantised:
-        """Latents to symbols. See `Codebook.quantise`.
-
-        Args:
-            latents: `[batch, k, hidden]`.
-            tokens: Embeddings of the target, `[batch, n, hidden]`.
-            ends: Index in the target of each slot's last token, `[batch, k]`.
-            depth: Codes per symbol.
-            quantiser: Choice rule.
-            generator: Noise for a stochastic quantiser while training.
-
-        Returns:
-            Embeddings, codes and distortion.
-        """
+        """Latents to symbols: `Codebook.quantise` with the text and the segments told."""
         return self.codebook.quantise(
             latents,
             depth=depth,

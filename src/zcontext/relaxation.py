@@ -91,7 +91,7 @@ class GumbelCode:
 
     Attributes:
         temperature: Of the relaxation: high is smooth, low is close to one-hot.
-        sharpness: Scale of the logits, in inverse mean distances.
+        sharpness: Scale of the logits: distances over their standard deviation.
     """
 
     temperature: float = 0.8
@@ -103,7 +103,7 @@ class GumbelCode:
         return False
 
     def logits(self, points: Tensor, table: Tensor) -> Tensor:
-        """Scores of every code, `[..., size]`: negative squared distance, scaled to unit spread."""
+        """Scores of every code, `[..., size]`: negative squared distances, scaled to one spread."""
         distance = squared_distances(points, table)
         spread = distance.detach().std(-1, keepdim=True).clamp_min(1e-6)
         return -self.sharpness * distance / spread

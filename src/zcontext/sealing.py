@@ -14,12 +14,16 @@ from torch import Tensor
 
 from zcontext.adapters import RoleAdapters
 from zcontext.codebook import Codebook
+from zcontext.composer import Composer
 from zcontext.config import ROLES, CodecConfig
 
 STORAGE = torch.float16
 PARTS = ("codebook", *ROLES)
+OPTIONAL_PARTS = ("compose",)
+"""Parts that a bundle may have: the autoregressive writer's adapter and composer."""
 DIGESTED = ("codebook", "compress", "decompress")
-"""Parts that give a stored symbol its meaning. INFER only reads them."""
+"""Parts that give a stored symbol its meaning. INFER only reads them; the autoregressive writer
+chooses other symbols for a text, which mean what the codebook and DECOMPRESS say all the same."""
 
 _RECIPE = 1
 """Counted up when the same numbers come to mean something else."""
@@ -68,6 +72,59 @@ def _in_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:
     scale = (rows.abs().amax(-1, keepdim=True) / 127).to(STORAGE)
     steps = torch.round(rows / scale.float().clamp_min(1e-12)).clamp(-127, 127)
     return steps.to(torch.int8).contiguous(), scale.contiguous()
+
+
+def composer_state(composer: Composer, adapters: RoleAdapters) -> dict[str, Tensor]:
+    """The tensors of the part "compose" in storage precision, on the CPU.
+
+    Args:
+        composer: The composer.
+        adapters: The adapters, COMPOSE among them.
+
+    Returns:
+        Name to tensor: `composer/...` and `adapter/...`.
+    """
+    own = {f"composer/{n}": t for n, t in composer.state_dict().items()}
+    lora = {f"adapter/{n}": t for n, t in adapters.named_parameters("compose").items()}
+    return {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in (own | lora).items()}
+
+
+def load_composer(composer: Composer, adapters: RoleAdapters, stored: dict[str, Tensor]) -> None:
+    """Fill composer and COMPOSE from what `composer_state` gave.
+
+    Args:
+        composer: Changed in place.
+        adapters: Changed in place.
+        stored: Tensors of the part.
+
+    Raises:
+        UnsupportedBaseError: Names or shapes of the adapter are those of another base.
+        RuntimeError: Names or shapes of the composer are those of another codec.
+    """  # noqa: DOC502 - raised by both
+    split: dict[str, dict[str, Tensor]] = {"composer": {}, "adapter": {}}
+    for name, tensor in stored.items():
+        kind, _, rest = name.partition("/")
+        split.setdefault(kind, {})[rest] = tensor.float()
+    composer.load_state_dict(split["composer"])
+    adapters.load("compose", split["adapter"])
+
+
+def seal_composer(composer: Composer, adapters: RoleAdapters) -> None:
+    """Round the part "compose" to what a bundle keeps, and name it.
+
+    The name is not the codec's. It is part of the key under which a store keeps what was written.
+
+    Args:
+        composer: Changed in place.
+        adapters: Changed in place.
+    """
+    state = composer_state(composer, adapters)
+    load_composer(composer, adapters, state)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    composer.digest = digest.hexdigest()
 
 
 def round_to_storage(codebook: Codebook, adapters: RoleAdapters) -> None:

@@ -146,21 +146,6 @@ class DocumentBudget:
     PRIOR_TOKENS = 256
     """How many tokens of reading the calibrated mean is worth."""
 
-    @classmethod
-    def for_ratio(cls, ratio: float, *, n_tokens: int, mean_surprisal: float) -> DocumentBudget:
-        """A budget that ends at `ratio` tokens per symbol or above (at least one symbol).
-
-        Args:
-            ratio: Source tokens per symbol.
-            n_tokens: Tokens of the document.
-            mean_surprisal: Calibrated bits per token.
-
-        Returns:
-            The budget.
-        """
-        total = min(n_tokens, max(1, math.floor(n_tokens / ratio + 1e-9)))
-        return cls(n_tokens, total, None, mean_surprisal)
-
     def take(self, surprisal: Tensor, *, windows_left: int) -> int:
         """Symbols for the next window.
 

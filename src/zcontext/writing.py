@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from zcontext.caches import rows_of
+from zcontext.composing import Composition, Passage
 from zcontext.errors import ConfigError, ModelError
 from zcontext.model import ZLanguageModel
 from zcontext.passes import ReadState
+from zcontext.pointing import Request
 from zcontext.segmentation import place_slots, weigh
 from zcontext.windows import Extent
 
@@ -57,6 +59,8 @@ class WindowTask:
         take: From the target's surprisal (bits, `[n]`) to the number of symbols to write; tokens
             of literals are left out.
         literals: Tokens of the target that are kept as text, from its start, in order.
+        request: What the autoregressive writer is asked for, which decides itself; None has the
+            window written in one pass.
     """
 
     ids: Sequence[int]
@@ -65,6 +69,7 @@ class WindowTask:
     depth: int
     take: Callable[[Tensor], int]
     literals: tuple[Extent, ...] = ()
+    request: Request | None = None
 
 
 class WindowWriter:
@@ -88,8 +93,8 @@ class WindowWriter:
         self.model = model
         self.batch_size = batch_size
 
-    def shape(self, task: WindowTask) -> tuple[int, int, int, int]:
-        """What two windows must share to run together: padded length, start, memory, depth.
+    def shape(self, task: WindowTask) -> tuple[int, ...]:
+        """What two windows must share to run together: padded length, start, memory, depth, writer.
 
         Args:
             task: A window.
@@ -97,7 +102,8 @@ class WindowWriter:
         Returns:
             The shape of its pass.
         """
-        return self._padded(len(task.ids), TOKEN_STEP), task.start, len(task.memory), task.depth
+        length, by_steps = self._padded(len(task.ids), TOKEN_STEP), task.request is not None
+        return length, task.start, len(task.memory), task.depth, by_steps
 
     def write(self, tasks: Sequence[WindowTask]) -> list[Written]:
         """Symbols of some windows of one shape.
@@ -109,9 +115,10 @@ class WindowWriter:
             Per window its symbols, in order.
 
         Raises:
-            ModelError: The base gives surprisals that are not numbers.
+            ModelError: The base gives surprisals that are not numbers, or the codec has no
+                autoregressive writer and is asked for it.
         """
-        length, start, _, _ = self.shape(tasks[0])
+        length, start, *_ = self.shape(tasks[0])
         with self.model.using("compress"), torch.no_grad():
             state = self._read(tasks, length)
             bits = state.surprisal.detach().cpu()
@@ -120,11 +127,35 @@ class WindowWriter:
                     "the base gives surprisals that are not finite; load it with dtype='fp32' or "
                     "'bf16', and check that the bundle was trained on this base"
                 )
+            if tasks[0].request is not None:
+                return self._compose(state, tasks)
             placed = [
                 _place(bits[row, start : len(task.ids)], task) for row, task in enumerate(tasks)
             ]
             codes = self._write(state, tasks, [slots.ends + start for slots in placed])
         return [slots.written(row) for row, slots in zip(codes, placed, strict=True)]
+
+    def _compose(self, state: ReadState, tasks: Sequence[WindowTask]) -> list[Written]:
+        start, depth = tasks[0].start, tasks[0].depth
+        free = [[start + k for k in free_places(task)] for task in tasks]
+        asked = [task.request or Request(1.0, 0) for task in tasks]
+        rows = self._filled(range(len(tasks)))
+        passage = Passage.of(
+            state,
+            [free[row] for row in rows],
+            # What fills the batch up is not written: it would only make all others wait.
+            [*asked, *[Request(1.0, 0)] * (len(rows) - len(tasks))],
+            start=start,
+            width=state.tokens.shape[1] - start,
+        )
+        with self.model.using("compose"):
+            found = Composition(self.model, passage, depth=depth).run()
+        written = []
+        for task, places, codes, ends in zip(tasks, free, found.codes, found.ends, strict=False):
+            placed = [places[end - 1] - start + 1 for end in ends[:-1]]
+            n_tokens = len(task.ids) - start
+            written.append(Written(codes, (*placed, n_tokens) if ends else ()))
+        return written
 
     def _padded(self, n: int, step: int) -> int:
         return n if self.batch_size == 1 else -(-n // step) * step
@@ -182,6 +213,19 @@ class WindowWriter:
             state.surprisal[index],
             rows_of(state.cache, rows),
         )
+
+
+def free_places(task: WindowTask) -> list[int]:
+    """Tokens of a target that are not kept as text.
+
+    Args:
+        task: The window.
+
+    Returns:
+        Their places, from the target's start.
+    """
+    kept = {k for each in task.literals for k in range(each.start, each.end)}
+    return [k for k in range(len(task.ids) - task.start) if k not in kept]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcontext.errors import ConfigError
+from zcontext.literals import symbols_beside
 from zcontext.segmentation import (
     FLOOR_BITS,
     DocumentBudget,
@@ -136,14 +137,15 @@ def test_a_total_is_spent_exactly_and_fits_every_window(document, total):
 @given(windows, st.floats(1, 64))
 def test_a_ratio_is_met_by_the_document_as_a_whole(document, ratio):
     n = sum(map(len, document))
-    counts = spend(DocumentBudget.for_ratio(ratio, n_tokens=n, mean_surprisal=5.0), document)
+    total = symbols_beside(n, 0, ratio=ratio)
+    counts = spend(DocumentBudget(n, total, None, 5.0), document)
     assert sum(counts) == max(1, math.floor(n / ratio + 1e-9))
     assert n / sum(counts) >= ratio - 1e-6 or sum(counts) == 1
 
 
 def test_a_dense_window_gets_more_than_a_predictable_one_of_the_same_budget():
     document = [torch.full((100,), 2.0), torch.full((100,), 8.0), torch.full((100,), 2.0)]
-    counts = spend(DocumentBudget.for_ratio(4, n_tokens=300, mean_surprisal=4.0), document)
+    counts = spend(DocumentBudget(300, 75, None, 4.0), document)
     assert counts[1] >= 2 * counts[0]
 
 

@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +188,28 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(shards: Path, tmp_p
     assert str(caught.value.last_checkpoint).endswith(CHECKPOINT)
 
 
+def test_a_first_loss_that_is_not_finite_names_no_checkpoint(shards: Path, tmp_path: Path) -> None:
+    config = configuration(shards, tmp_path)
+    model = ZLanguageModel.create(tiny_base(), config.codec, seed=0)
+    stage = AutoencodeStage(model, config)
+    trainer = Trainer(model, stage, run=config.run, optimiser=config.optimiser)
+    with torch.no_grad():
+        model.codebook.slot.fill_(float("nan"))
+    with pytest.raises(DivergedError, match="starts over") as caught:
+        trainer._one_step()
+    assert caught.value.last_checkpoint is None
+
+
+def test_a_checkpoint_of_other_shapes_is_refused_with_the_way_out(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = configuration(shards, tmp_path)
+    run(config, stop_after=1)
+    wider = dataclasses.replace(config, codec=dataclasses.replace(config.codec, lora_rank=8))
+    with pytest.raises(TrainingError, match="delete it to start over"):
+        run(wider, stop_after=2)
+
+
 def test_a_run_stops_when_its_minutes_are_over_and_goes_on_later(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -288,6 +311,45 @@ def test_questions_of_every_shape(tmp_path: Path) -> None:
     path.write_text('{"nothing": 1}')
     with pytest.raises(ConfigError, match="line 1"):
         read_questions([path])
+
+
+def test_a_damaged_file_of_questions_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes(b'{"context": "c", "question": "q", "answers": ["a"]}\n\xff\n')
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_questions([path])
+    with pytest.raises(ConfigError, match=r"give a \.jsonl"):
+        read_questions([tmp_path / "nowhere.jsonl"])
+
+
+def test_a_shard_that_was_cut_short_is_named(shards: Path) -> None:
+    (shard,) = shards.glob("*.npz")
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(TrainingError, match="is not a shard"):
+        Corpus.load([shards])
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (DataConfig, "min_window", 0),
+        (DataConfig, "max_window", 8),
+        (DataConfig, "min_ratio", 0.0),
+        (DataConfig, "max_ratio", 1.0),
+        (DataConfig, "memory_share", 1.5),
+        (OptimiserConfig, "learning_rate", -1e-3),
+        (OptimiserConfig, "accumulate", 0),
+        (OptimiserConfig, "mixed_precision", "fp8"),
+        (AutoencodeConfig, "quantiser", "gumbl"),
+        (RunConfig, "stage", "sleep"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_before_anything_runs(
+    kind: Any, field: str, value: object
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**{field: value})
+    assert (caught.value.field, caught.value.value) == (field, value)
 
 
 def test_a_training_file_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:

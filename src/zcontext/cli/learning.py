@@ -115,7 +115,7 @@ def train(
 
 
 def corpus_texts(sources: Sequence[str], *, field: str) -> Iterator[str]:
-    """Texts of a corpus; see `training.data.read_texts`.
+    """Texts of a corpus; see `training.data.read_texts`, which raises its errors.
 
     Args:
         sources: Files, folders or `hf:NAME`.
@@ -123,22 +123,11 @@ def corpus_texts(sources: Sequence[str], *, field: str) -> Iterator[str]:
 
     Yields:
         One document at a time.
-
-    Raises:
-        ConfigError: A source is not UTF-8, does not exist or is of an unknown kind.
     """
     from zcontext.training.data import read_texts
 
     for source in sources:
-        try:
-            yield from read_texts(source, field=field)
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"{source} is not UTF-8: {error.reason} at offset {error.start}. Convert it first, "
-                "as `iconv -f latin1 -t utf-8`",
-                field="sources",
-                value=source,
-            ) from None
+        yield from read_texts(source, field=field)
 
 
 def _override(item: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ import typer
 from zcontext.bundles import DEFAULT_BUNDLE
 from zcontext.cli import engines, files
 from zcontext.cli.console import Debug, errors, progress_bar, say
+from zcontext.cli.losses import Losses, parts_for_readers
 from zcontext.cli.shortening import write_pruned
 from zcontext.config import CompressSettings, profile
 from zcontext.errors import ConfigError, ZContextError
@@ -57,6 +58,9 @@ Memory = Annotated[int | None, typer.Option(help="Earlier symbols read before ea
 OnSymbols = Annotated[
     str | None, typer.Option(help="Text that spells symbols: refuse (default), escape or drop.")
 ]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Longest text accepted, in base tokens (5,000,000).")
+]
 Exact = Annotated[
     bool, typer.Option("--exact", help="Also store what makes decompression exactly the source.")
 ]
@@ -71,6 +75,10 @@ OnLowFidelity = Annotated[
 Question = Annotated[
     str | None,
     typer.Option(help="What will be asked: the texts are then written for this question."),
+]
+Writer = Annotated[
+    str | None,
+    typer.Option(help="one-pass (default), or autoregressive: symbol by symbol until END."),
 ]
 ProfileName = Annotated[
     str,
@@ -109,10 +117,12 @@ def compress(
     context: Context = None,
     memory: Memory = None,
     on_symbols: OnSymbols = None,
+    max_tokens: MaxTokens = None,
     exact: Exact = False,
     min_fidelity: MinFidelity = None,
     on_low_fidelity: OnLowFidelity = None,
     question: Question = None,
+    writer: Writer = None,
     profile_: ProfileName = "default",
     protect: Protect = None,
     output: OutputKind = "symbols",
@@ -150,21 +160,34 @@ def compress(
         return
     compressor = opened.compressor(store=store)
     with files.open_sink(out) as sink:
-        _write_symbols(compressed(texts, compressor, chosen), opened, shape, sink=sink)
+        found = compressed(texts, compressor, chosen)
+        _write_symbols(found, opened, shape, sink=sink, settings=chosen)
 
 
 def _write_symbols(
-    found: Iterator[tuple[Source, ZDocument]], opened: engines.Engines, shape: str, *, sink: Sink
+    found: Iterator[tuple[Source, ZDocument]],
+    opened: engines.Engines,
+    shape: str,
+    *,
+    sink: Sink,
+    settings: CompressSettings,
 ) -> None:
-    """Write documents line by line; where they are exact, say what they take."""
+    """Write documents line by line; say what was lost, and what exact ones take."""
     totals: list[Sizes] = []
+    losses = Losses(settings.min_fidelity, settings.on_low_fidelity)
     spread = False
     for at, (source, document) in enumerate(found):
         # Those without a span need no errata, and are nothing to be held against the model.
         exact = document.exact and document.n_errata_bytes > 0
         bits = opened.token_bits(source.text) if exact else None
         sizes = sizes_of(document, source.text, token_bits=bits)
-        line = written(document, shape, source=source, vocabulary=opened.vocabulary, sizes=sizes)
+        losses.add(document)
+        if shape == "symbols":
+            text = opened.vocabulary.guard(source.text, on_symbols=settings.on_symbols)
+            parts = parts_for_readers(document, text, floor=settings.floor)
+            line = written_parts(opened.vocabulary, parts)
+        else:
+            line = written(document, shape, source=source, sizes=sizes)
         spread = spread or "\n" in line
         if spread and at > 0:
             raise ConfigError(
@@ -176,6 +199,7 @@ def _write_symbols(
         sink.line(line)
         if exact:
             totals.append(sizes)
+    losses.tell()
     if totals:
         say(f"exact: {sum(totals[1:], totals[0])}")
 
@@ -254,44 +278,33 @@ def compressed(
             yield from zip(batch, found, strict=True)
 
 
-def written(
-    document: ZDocument,
-    shape: str,
-    *,
-    source: Source,
-    vocabulary: ZVocabulary,
-    sizes: Sizes | None = None,
-) -> str:
+def written(document: ZDocument, shape: str, *, source: Source, sizes: Sizes) -> str:
     """A document as one line.
 
     Args:
         document: What was compressed.
-        shape: Which format.
+        shape: "json" or "compact".
         source: The text it was written from.
-        vocabulary: The written form of its symbols.
-        sizes: What it and its text take; None counts them.
+        sizes: What it and its text take.
 
     Returns:
         The line, without its end.
     """
     if shape == "compact":
         return document.to_compact()
-    if shape == "symbols":
-        return written_parts(vocabulary, document.parts)
-    found = sizes or sizes_of(document, source.text)
     row = {
         "source": source.name,
         "n_tokens": document.n_tokens,
         "n_symbols": document.n_symbols,
         "n_positions": document.n_positions,
         "ratio": round(document.ratio, 3) if document.n_positions else None,
-        "bits": found.bits,
-        "errata_bits": found.errata_bits,
-        "total_bits": found.total_bits,
-        "utf8_bits": found.utf8_bits,
-        "gzip_bits": found.gzip_bits,
-        "zstd_bits": found.zstd_bits,
-        "model_bits": found.model_bits,
+        "bits": sizes.bits,
+        "errata_bits": sizes.errata_bits,
+        "total_bits": sizes.total_bits,
+        "utf8_bits": sizes.utf8_bits,
+        "gzip_bits": sizes.gzip_bits,
+        "zstd_bits": sizes.zstd_bits,
+        "model_bits": sizes.model_bits,
         "exact": document.exact,
         "document": document.to_dict(),
     }

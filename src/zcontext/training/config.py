@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from zcontext.config import CodecConfig, from_table, read_toml
+from zcontext.config import CodecConfig, check, from_table, read_toml
 from zcontext.errors import ConfigError
+from zcontext.training.autoregress import AutoregressConfig
 from zcontext.training.objective import AutoencodeConfig
 from zcontext.training.reading import ReadConfig
 
-StageName = Literal["autoencode", "read"]
+StageName = Literal["autoencode", "read", "autoregress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class RunConfig:
     """The run itself.
 
     Attributes:
-        stage: "autoencode" or "read".
+        stage: "autoencode", "read" or "autoregress".
         out: Folder of checkpoints and logs.
         bundle: Folder the trained bundle is written to.
         start: Bundle to start from; None starts from a fresh codec.
@@ -32,6 +33,9 @@ class RunConfig:
         evaluate_every: Steps between health evaluations.
         checkpoint_every: Steps between checkpoints.
         minutes: Stop (with a checkpoint) after so many minutes; 0 means never.
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     stage: StageName = "autoencode"
@@ -46,19 +50,10 @@ class RunConfig:
     minutes: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.stage not in ("autoencode", "read"):
-            raise ConfigError(
-                f"stage must be 'autoencode' or 'read', got {self.stage!r}",
-                field="stage",
-                value=self.stage,
-            )
+        names = get_args(StageName)
+        check(self, "stage", self.stage in names, f"one of {', '.join(names)}")
         for name in ("steps", "log_every", "evaluate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} must be at least 1, got {getattr(self, name)}",
-                    field=name,
-                    value=getattr(self, name),
-                )
+            check(self, name, getattr(self, name) >= 1, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +90,9 @@ class DataConfig:
         ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
         dev_windows: Windows of the health figures.
         dev_window: Their length in tokens.
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     shards: tuple[str, ...] = ()
@@ -109,6 +107,18 @@ class DataConfig:
     ratio_ramp: int = 0
     dev_windows: int = 16
     dev_window: int = 96
+
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "min_window", "dev_windows", "dev_window"):
+            check(self, name, getattr(self, name) >= 1, "at least 1")
+        fits = self.max_window >= self.min_window
+        check(self, "max_window", fits, f"min_window={self.min_window} or more")
+        check(self, "min_ratio", self.min_ratio >= 1, "at least 1 token per symbol")
+        fits = self.max_ratio >= self.min_ratio
+        check(self, "max_ratio", fits, f"min_ratio={self.min_ratio:g} or more")
+        for name in ("full_depth_share", "memory_share"):
+            check(self, name, 0 <= getattr(self, name) <= 1, "a share in 0 to 1")
+        check(self, "ratio_ramp", self.ratio_ramp >= 0, "0 or more micro-batches")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,9 @@ class OptimiserConfig:
         clip: Largest gradient norm.
         weight_decay: Of the adapters.
         mixed_precision: "no" or "bf16" (autocast).
+
+    Raises:
+        ConfigError: A value is out of its range.
     """
 
     learning_rate: float = 1e-3
@@ -144,6 +157,17 @@ class OptimiserConfig:
     weight_decay: float = 0.0
     mixed_precision: str = "no"
 
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip"):
+            check(self, name, getattr(self, name) > 0, "above 0")
+        for name in ("codebook_scale", "latent_scale", "rows_scale", "weight_decay"):
+            check(self, name, getattr(self, name) >= 0, "0 or more")
+        check(self, "warmup_steps", self.warmup_steps >= 0, "0 or more steps")
+        for name in ("decay_share", "final_share"):
+            check(self, name, 0 <= getattr(self, name) <= 1, "a share in 0 to 1")
+        check(self, "accumulate", self.accumulate >= 1, "at least 1")
+        check(self, "mixed_precision", self.mixed_precision in ("no", "bf16"), "'no' or 'bf16'")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -157,6 +181,7 @@ class TrainConfig:
         optimiser: AdamW.
         autoencode: Objective of the autoencode stage.
         read: Objective of the read stage.
+        autoregress: Objective of the autoregress stage.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -166,6 +191,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     autoencode: AutoencodeConfig = field(default_factory=AutoencodeConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
+    autoregress: AutoregressConfig = field(default_factory=AutoregressConfig)
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> TrainConfig:

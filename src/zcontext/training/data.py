@@ -12,6 +12,7 @@ import gzip
 import json
 import math
 import os
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,22 +96,14 @@ def _unreadable(path: Path, reason: str) -> ConfigError:
 _KINDS = (".txt", ".md", ".jsonl", ".jsonl.gz", ".parquet")
 
 
-def open_lines(path: Path) -> TextIO:
-    """Open a text file, gzipped or not, for reading line by line.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The open file.
-    """
+def _open_lines(path: Path) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")
 
 
 def _read_json_lines(path: Path, field: str) -> Iterator[str]:
-    for number, line in _numbered_lines(path):
+    for number, line in numbered_lines(path):
         if line.strip():
             try:
                 text = json.loads(line)[field]
@@ -125,9 +118,20 @@ def _read_json_lines(path: Path, field: str) -> Iterator[str]:
                 yield str(text)
 
 
-def _numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, gzipped or not, with their numbers.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Numbers from 1, and lines.
+
+    Raises:
+        ConfigError: The file is not UTF-8, or its compressed form is damaged.
+    """
     number = 0
-    with open_lines(path) as lines:
+    with _open_lines(path) as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 yield number, line
@@ -190,12 +194,13 @@ class Corpus:
         tokens, offsets, surprisal, base = [], [np.zeros(1, np.int64)], [], 0
         for file in files:
             try:
-                with np.load(file, allow_pickle=False) as shard:
+                # Opened here: numpy leaves a file open that turns out to be no archive.
+                with file.open("rb") as opened, np.load(opened, allow_pickle=False) as shard:
                     tokens.append(shard["tokens"])
                     offsets.append(shard["offsets"][1:].astype(np.int64) + base)
                     if "surprisal" in shard:
                         surprisal.append(shard["surprisal"])
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
                 raise TrainingError(
                     f"{file} is not a shard: {error}; make it again with `zcontext prepare`"
                 ) from error

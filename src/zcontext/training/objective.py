@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from zcontext.config import QuantiserName, check
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.passes import spread_positions
@@ -42,7 +44,10 @@ class AutoencodeConfig:
         spread_share: Share of batches whose reader is not told where segments end.
         quantiser: "vq" or "gumbel".
         temperature_steps: Length of the Gumbel temperature's descent.
-    """
+
+    Raises:
+        ConfigError: There is no such quantiser.
+    """  # noqa: DOC502 - raised by the check
 
     discrete_from: int = 500
     fit_latents: int = 20_000
@@ -51,8 +56,12 @@ class AutoencodeConfig:
     surprisal_weight: float = 0.02
     max_token_drop: float = 0.5
     spread_share: float = 0.15
-    quantiser: str = "vq"
+    quantiser: QuantiserName = "vq"
     temperature_steps: int = 2000
+
+    def __post_init__(self) -> None:
+        names = get_args(QuantiserName)
+        check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +230,7 @@ def restore_loss(
     inputs: Tensor | None = None,
     blank: Tensor | None = None,
     memory: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the text and its end under the decompressor.
 
@@ -232,6 +242,7 @@ def restore_loss(
         inputs: What the reader is shown, `[batch, 1 + n]`; None means the text itself.
         blank: True on inputs to blank out, `[batch, 1 + n]`.
         memory: Embeddings of earlier symbols, `[batch, m, hidden]`.
+        real: True on symbols that are there, `[batch, k]`; None means all.
 
     Returns:
         Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
@@ -245,11 +256,14 @@ def restore_loss(
     places = torch.cat([torch.arange(m).expand(batch, -1), placed + m], dim=1)
     if memory is not None:
         symbols = torch.cat([memory.to(symbols.dtype), symbols], dim=1)
+    there = torch.ones(batch, m + k, dtype=torch.long, device=z.device)
+    if real is not None:
+        there[:, m:] = real
     z.adapters.activate("decompress")
     hidden = z.restore_states(
         symbols,
         places,
-        torch.ones(batch, m + k, dtype=torch.long, device=z.device),
+        there,
         inputs,
         torch.ones_like(inputs),
         offset=m,

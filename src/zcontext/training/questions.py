@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zcontext.errors import ConfigError
-from zcontext.training.data import open_lines
+from zcontext.training.data import numbered_lines
 
 UNKNOWN = "unknown"
 """What a reader answers when the context does not say."""
@@ -47,23 +47,26 @@ def read_questions(paths: Sequence[str | Path]) -> list[Question]:
         The questions, in file order.
 
     Raises:
-        ConfigError: A file is missing, or a row has none of the known shapes.
+        ConfigError: A file is missing or cannot be read, or a row has none of the known shapes.
     """
     rows: list[Question] = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise ConfigError(f"no question file at {path}", field="questions", value=str(path))
-        with open_lines(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    rows.extend(_row_questions(json.loads(line)))
-                except (ValueError, KeyError, TypeError, IndexError) as error:
-                    raise ConfigError(
-                        f"{path}, line {number} is no question row ({error!r}); expected context, "
-                        "question and answers",
-                        field="questions",
-                        value=str(path),
-                    ) from error
+            raise ConfigError(
+                f"no question file at {path}; give a .jsonl or .jsonl.gz file",
+                field="questions",
+                value=str(path),
+            )
+        for number, line in numbered_lines(path):
+            try:
+                rows.extend(_row_questions(json.loads(line)))
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+                raise ConfigError(
+                    f"{path}, line {number} is no question row ({error!r}); expected context, "
+                    "question and answers",
+                    field="questions",
+                    value=str(path),
+                ) from error
     return rows
 
 

@@ -38,7 +38,10 @@ def build_model(config: TrainConfig) -> ZLanguageModel:
         return ZLanguageModel.create(base, config.codec, seed=config.run.seed)
     manifest = read_manifest(config.run.start)
     model = ZLanguageModel.create(base, from_table(CodecConfig, manifest["config"]))
-    fill(model, read_parts(config.run.start))
+    parts = read_parts(config.run.start)
+    if config.run.stage == "autoencode":
+        parts.pop("compose", None)  # what it writes for a text, the codec trained on would not
+    fill(model, parts)
     return model
 
 
@@ -56,6 +59,10 @@ def build_stage(model: ZLanguageModel, config: TrainConfig) -> Stage:
         from zcontext.training.read_stage import ReadStage
 
         return ReadStage(model, config)
+    if config.run.stage == "autoregress":
+        from zcontext.training.autoregress_stage import AutoregressStage
+
+        return AutoregressStage(model, config)
     return AutoencodeStage(model, config)
 
 

@@ -213,12 +213,7 @@ class Trainer:
             output = self.module(self.stage.batch(index), step, generator)
             loss = float(output.loss.detach())
             if not math.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss:g} at step {step}; lower the learning rate "
-                    "or raise warmup_steps, and run again: it resumes from the last checkpoint",
-                    step=step,
-                    last_checkpoint=str(self.out / CHECKPOINT),
-                )
+                raise self._diverged(loss)
             self.accelerator.backward(output.loss / config.accumulate)
         assert output is not None
         self.accelerator.clip_grad_norm_(list(self.parameters.values()), config.clip)
@@ -226,6 +221,17 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.stage.after_step(step, output)
         return output
+
+    def _diverged(self, loss: float) -> DivergedError:
+        kept = self.out / CHECKPOINT
+        found = kept.is_file()
+        again = "it resumes from the last checkpoint" if found else "it starts over"
+        return DivergedError(
+            f"the loss is {loss:g} at step {self.step}; lower the learning rate or raise "
+            f"warmup_steps, and run again: {again}",
+            step=self.step,
+            last_checkpoint=str(kept) if found else None,
+        )
 
     def evaluate(self) -> dict[str, float]:
         """Health figures, logged.
@@ -313,9 +319,10 @@ class Trainer:
                         buffer.copy_(file.get_tensor(f"buffer/{name}"))
                 self._restore_moments(file)
                 self.step = int(facts["step"])
-        except SafetensorError as error:
+        except (SafetensorError, RuntimeError) as error:  # other names, or other shapes
             raise TrainingError(
-                f"{path} does not fit this run: {error}; delete it to start over"
+                f"{path} does not fit this run: {error}; run with the settings it was made with, "
+                "or delete it to start over"
             ) from error
         logger.info("resumed at step %d from %s", self.step, path)
 

@@ -1,0 +1,304 @@
+"""The autoregress stage: what a batch of windows costs that is written symbol by symbol.
+
+It begins by distillation: along the symbols of the one-pass writer, the composer is to say the same
+codes, at the same pace, and END where they end. Then it goes ways of its own, each twice (see
+`retracing.py`), and the frozen decompressor judges them. What this module does not know:
+optimisers, files, what the codec was trained on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from zcontext.caches import fork
+from zcontext.composer import MAX_PACE
+from zcontext.composing import Composition, Passage, Path, composer_of
+from zcontext.errors import ConfigError
+from zcontext.model import ZLanguageModel
+from zcontext.pointing import Request, price_of
+from zcontext.relaxation import TemperatureSchedule
+from zcontext.segmentation import place_slots
+from zcontext.spelling import Relaxed, Speller, crowding
+from zcontext.training.data import WindowBatch
+from zcontext.training.objective import (
+    BITS,
+    Autoencode,
+    AutoencodeConfig,
+    StepOutput,
+    restore_loss,
+)
+from zcontext.training.retracing import Retraced, retrace
+
+
+@dataclass(frozen=True, slots=True)
+class AutoregressConfig:
+    """Settings of the stage.
+
+    Attributes:
+        distil_steps: Steps of distillation alone, at its beginning.
+        distil_weight: Weight of distillation afterwards.
+        length_weight: Weight of (K / N - 1 / r)^2, K the expected number of symbols.
+        usage_weight: Weight of the divergence of the codes' use from even use.
+        consistency_weight: Weight of the difference between drawn and expected rows.
+        temperature_start: Of the Gumbel-Softmax, when distillation alone is over.
+        temperature_end: What it falls to.
+        temperature_steps: Length of its descent.
+        max_token_drop: Upper end of the share of the reader's input tokens that is spoilt.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+
+    distil_steps: int = 200
+    distil_weight: float = 0.25
+    length_weight: float = 20.0
+    usage_weight: float = 0.002
+    consistency_weight: float = 0.02
+    temperature_start: float = 0.8
+    temperature_end: float = 0.2
+    temperature_steps: int = 1000
+    max_token_drop: float = 0.25
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0.01 if field.name in ("temperature_start", "temperature_end") else 0
+            if value < least:
+                raise ConfigError(
+                    f"{field.name} must be {least} or more, got {value}",
+                    field=field.name,
+                    value=value,
+                )
+
+
+class Autoregress(nn.Module):
+    """Write a window symbol by symbol, have it said again.
+
+    Args:
+        model: With a composer, which learns; nothing else does.
+        config: Settings of the stage.
+    """
+
+    def __init__(self, model: ZLanguageModel, config: AutoregressConfig) -> None:
+        super().__init__()
+        self.z = model
+        self.config = config
+        # Registered so that data-parallel wrappers see what is trained.
+        self.base = model.base.model
+        self.composer = composer_of(model)
+        spoils = AutoencodeConfig(max_token_drop=config.max_token_drop)
+        self._spoil = Autoencode(model, spoils).corrupt
+        self._schedule = TemperatureSchedule(
+            config.temperature_start, config.temperature_end, config.temperature_steps
+        )
+
+    def forward(self, batch: WindowBatch, step: int, generator: torch.Generator) -> StepOutput:
+        """Loss of one batch.
+
+        Args:
+            batch: Windows.
+            step: Optimiser step.
+            generator: CPU generator of everything drawn here.
+
+        Returns:
+            Loss and figures.
+        """
+        z = self.z
+        passage, memory = self.read(batch)
+        teacher = one_pass_path(z, passage, depth=batch.depth)
+        z.adapters.activate("compose")
+        told, metrics = self._distil(passage, teacher, depth=batch.depth)
+        if step < self.config.distil_steps:
+            return StepOutput(told, metrics, told.detach().view(1, 1), None)
+        found = Composition(z, passage, depth=batch.depth, seeds=generator).run()
+        assert found.path is not None
+        assert found.noise is not None
+        path, drawn = found.path, retrace(z, passage, found.path)
+        relaxed = Speller(self.composer, z.codebook, batch.depth).relax(
+            drawn.latents,
+            drawn.odds,
+            path.codes,
+            noise=found.noise,
+            temperature=self._schedule.at(step - self.config.distil_steps),
+        )
+        survival = torch.cumsum(nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
+        ids = batch.ids.to(z.device)
+        inputs, blank = self._spoil(ids, generator)
+        nll, hits = restore_loss(
+            z,
+            self._heard(passage, path, relaxed, survival),
+            ids,
+            ends=closed_ends(path, ids.shape[1]),
+            inputs=inputs,
+            blank=blank,
+            memory=memory,
+            real=path.written,
+        )
+        length = self._length_error(passage, path, drawn, survival)
+        usage = crowding(relaxed.shares, path.written, shared=z.config.shared)
+        written = path.written.to(nll)
+        unlike = (relaxed.unlike * written).sum() / written.sum()
+        unlike = unlike / passage.tokens.float().var().clamp_min(1e-8)
+        loss = nll.mean() + self.config.distil_weight * told + self.config.length_weight * length
+        loss = loss + self.config.usage_weight * usage + self.config.consistency_weight * unlike
+        metrics |= {
+            "bits_per_token": nll.detach().mean() * BITS,
+            "accuracy": hits.float().mean(),
+            "length_error": length.detach(),
+            "crowding": usage.detach(),
+            "unlike": unlike.detach(),
+            "ratio_asked": torch.tensor(batch.ids.shape[1] / batch.n_slots),
+            "ratio_drawn": batch.ids.numel() / written.sum(),
+            "early_ends": path.ended.any(-1).float().mean(),
+        }
+        return StepOutput(loss, metrics, drawn.latents.detach().flatten(0, 1), None)
+
+    @torch.no_grad()
+    def read(self, batch: WindowBatch) -> tuple[Passage, Tensor | None]:
+        """The read step of a batch, which is the one-pass writer's and does not learn.
+
+        Args:
+            batch: Windows.
+
+        Returns:
+            The windows, to be written, and the symbols in front of them, `[batch, m, hidden]`.
+        """
+        z = self.z
+        z.adapters.activate("compress")
+        memory = None
+        if batch.prior is not None:
+            prior = batch.prior.to(z.device)
+            earlier = z.read(prior, torch.ones_like(prior))
+            bits = earlier.surprisal.cpu()
+            ends = torch.stack([place_slots(row, batch.n_slots) for row in bits]).to(z.device)
+            latents = z.write(earlier, ends, torch.ones_like(ends))
+            written = z.quantise(latents, z.embed_tokens(prior), ends, depth=batch.depth)
+            memory = z.embed_codes(written.codes)
+        ids = batch.ids.to(z.device)
+        state = z.read(ids, torch.ones_like(ids), memory=memory)
+        n = ids.shape[1]
+        price = price_of(n / batch.n_slots, mean_surprisal=z.config.mean_surprisal)
+        rows = [range(n)] * len(ids)
+        passage = Passage.of(state, rows, [Request(price, n)] * len(ids), start=0, width=n)
+        return passage, memory
+
+    def _distil(
+        self, passage: Passage, path: Path, *, depth: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Nats a stage, of END and its absence, and the error of the pace, along a path."""
+        traced = retrace(self.z, passage, path)
+        speller = Speller(self.composer, self.z.codebook, depth)
+        codes, ending = speller.nats(traced.latents, traced.odds, path.codes)
+        written = path.written.to(codes)
+        n = written.sum()
+        said = (codes.mean(-1) * written).sum() / n
+        right = torch.where(path.ended, ending[..., 0], ending[..., 1])
+        ended = (right * path.real).sum() / path.real.sum()
+        first = torch.zeros_like(path.places[:, :1])
+        taken = torch.diff(torch.cat([first, path.places], dim=1)) / path.prices.unsqueeze(1)
+        wanted = taken.clamp(1 / MAX_PACE, MAX_PACE).log().to(traced.paces)
+        astray = nn.functional.smooth_l1_loss(traced.paces.log(), wanted, reduction="none")
+        pace = (astray * written).sum() / n
+        metrics = {
+            "distil": said.detach(),
+            "end_nats": ended.detach(),
+            "pace_error": pace.detach(),
+        }
+        return said + ended + pace, metrics
+
+    def _heard(self, passage: Passage, path: Path, relaxed: Relaxed, survival: Tensor) -> Tensor:
+        """Symbols as a reader hears them, `[batch, k, hidden]`.
+
+        END before a symbol would have taken it away: each is worth what its survival is, so that
+        what a reader loses without it bears on the odds of END.
+        """
+        codebook, rows = self.z.codebook, relaxed.rows
+        if self.z.config.shared:
+            order = codebook.order(path.codes, passage.tokens, path.ends)
+            rows = rows.gather(-2, order.unsqueeze(-1).expand_as(rows))
+        alive = (survival / survival.detach().clamp_min(1e-6)).unsqueeze(-1)
+        return codebook.heard(rows) * torch.where(path.written.unsqueeze(-1), alive, 1.0)
+
+    def _length_error(
+        self, passage: Passage, path: Path, drawn: Retraced, survival: Tensor
+    ) -> Tensor:
+        """(K / N - 1 / r)^2 of the batch, K the number of symbols expected.
+
+        A slot counts as far as it survives, and for as much as it was led on over the pace that
+        led it: going faster needs fewer. What a path left out at END counts as it would go on.
+        """
+        first = torch.zeros_like(path.places[:, :1])
+        steps = torch.diff(torch.cat([first, path.places], dim=1)).to(survival)
+        shares = drawn.paces * path.prices.unsqueeze(1).to(survival)
+        expected = (survival * steps / shares * path.real).sum(1)
+        totals = torch.tensor([p.total for p in passage.pointers()], device=survival.device)
+        rest = (totals - path.places[:, -1]).to(survival).clamp_min(0)
+        last = path.real.sum(1, keepdim=True) - 1
+        expected = expected + rest * (survival / shares).gather(1, last).squeeze(1)
+        n_tokens = sum(map(len, passage.surprisal))
+        one = price_of(1.0, mean_surprisal=self.z.config.mean_surprisal)
+        asked = passage.requests[0].bits_per_symbol / one
+        return (expected.sum() / n_tokens - 1 / asked).square()
+
+
+def closed_ends(path: Path, n: int) -> Tensor:
+    """Where a reader finds the symbols of a path: the last one closes the window.
+
+    Args:
+        path: Of windows of one length.
+        n: Their tokens.
+
+    Returns:
+        Last token of each segment, `[batch, k]`.
+    """
+    index = torch.arange(path.ends.shape[1], device=path.ends.device)
+    last = path.written.sum(1, keepdim=True) - 1
+    return torch.where(index >= last, n - 1, path.ends)
+
+
+@torch.no_grad()
+def one_pass_path(z: ZLanguageModel, passage: Passage, *, depth: int) -> Path:
+    """The way that the one-pass writer goes, and END behind it.
+
+    Args:
+        z: The model; COMPRESS is made active.
+        passage: Windows whose tokens are all to be written.
+        depth: Codes per symbol.
+
+    Returns:
+        The path.
+    """
+    pointers = passage.pointers()
+    counts = [
+        max(1, min(pointer.n_tokens, round(pointer.total / pointer.price))) for pointer in pointers
+    ]
+    k, device = max(counts) + 1, passage.tokens.device
+    ends = torch.stack(
+        [
+            nn.functional.pad(place_slots(bits, count), (0, k - count), value=len(bits) - 1)
+            for bits, count in zip(passage.surprisal, counts, strict=True)
+        ]
+    ).to(device)
+    number = torch.tensor(counts, device=device).unsqueeze(1)
+    slot = torch.arange(1, k + 1, device=device)
+    written = slot <= number
+    z.adapters.activate("compress")
+    state = replace(passage.state, cache=fork(passage.state.cache))
+    latents = z.write(state, ends[:, :-1], written[:, :-1].long())
+    codes = z.codebook.nearest(latents, depth=depth)
+    totals = torch.tensor([pointer.total for pointer in pointers], device=device).unsqueeze(1)
+    prices = torch.tensor([pointer.price for pointer in pointers], device=device)
+    places = totals * (slot / number).clamp_max(1.0)
+    behind = totals * ((slot - 1) / number).clamp_max(1.0)
+    return Path(
+        codes=torch.cat([codes, codes[:, -1:]], dim=1),
+        ends=ends,
+        places=places,
+        n_left=(totals - behind) / prices.unsqueeze(1),
+        prices=prices,
+        real=slot <= number + 1,
+        ended=slot == number + 1,
+    )

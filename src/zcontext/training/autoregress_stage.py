@@ -1,0 +1,179 @@
+"""The autoregress stage as the trainer sees it: batches, COMPOSE and the composer, health.
+
+What this module does not know: the loop, the optimiser, what a batch costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from zcontext.composing import Composition
+from zcontext.errors import TrainingError
+from zcontext.model import ZLanguageModel
+from zcontext.segmentation import place_slots
+from zcontext.tokenization import text_tokenizer
+from zcontext.training.autoregress import Autoregress
+from zcontext.training.config import TrainConfig
+from zcontext.training.data import Corpus, WindowBatch, WindowSampler, build_batch, read_texts
+from zcontext.training.objective import BITS, StepOutput, restore_loss
+
+DEV_RATIOS = (4, 8)
+DEV_ROWS = 4
+"""Windows of the health figures that are written together."""
+
+
+class AutoregressStage:
+    """Trains the autoregressive writer of a codec that does not change.
+
+    Args:
+        model: The model that learns; its codec is trained.
+        config: The run's settings.
+
+    Raises:
+        TrainingError: There are no shards, or there is no bundle to start from.
+    """
+
+    def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
+        data = config.data
+        if not data.shards:
+            raise TrainingError("the autoregress stage needs [data] shards; see `zcontext prepare`")
+        if config.run.start is None:
+            raise TrainingError(
+                "the autoregress stage learns from a trained codec: name its bundle in [run] start"
+            )
+        self.model, self.config = model, config
+        self._composer = model.add_composer()
+        # Symbols must go on meaning what they mean.
+        model.codebook.requires_grad_(False)
+        self.module: nn.Module = Autoregress(model, config.autoregress)
+        self._sampler = WindowSampler(
+            corpus=Corpus.load(data.shards),
+            batch_tokens=data.batch_tokens,
+            min_window=data.min_window,
+            max_window=data.max_window,
+            min_ratio=data.min_ratio,
+            max_ratio=data.max_ratio,
+            max_depth=model.config.depth,
+            full_depth_share=data.full_depth_share,
+            memory_share=data.memory_share,
+            ratio_ramp=data.ratio_ramp,
+            seed=config.run.seed,
+        )
+        self._dev: Tensor | None = None
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The COMPOSE adapter and the composer."""
+        own = {f"composer/{n}": p for n, p in self._composer.named_parameters()}
+        return {**self.model.parameters_of(("compose",)), **own}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """None: the codec does not change."""
+        return {}
+
+    def batch(self, index: int) -> WindowBatch:
+        """The micro-batch of an index."""
+        return self._sampler.batch(index)
+
+    def before_step(self, step: int) -> None:
+        """Nothing to prepare."""
+
+    def after_step(self, step: int, output: StepOutput) -> None:
+        """Nothing to keep."""
+
+    def finish(self) -> None:
+        """Nothing to settle: the codec is not this stage's."""
+
+    # -- health -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Teacher-forced figures of the likeliest symbols on dev windows, at two ratios.
+
+        Returns:
+            For each ratio r: `c@r` and `accuracy@r` (bits per token, share of tokens right),
+            `ratio@r` (what was written when r was asked for), `gap@r` (bits lost when the symbols
+            are another window's), and `one_pass_c@r` and `one_pass_accuracy@r`, the same windows
+            written in one pass with as many symbols each.
+        """
+        if self.config.data.dev is None:
+            return {}
+        if self._dev is None:
+            self._dev = self._dev_windows()
+        figures: dict[str, float] = {}
+        with self.model.lock:
+            for ratio in DEV_RATIOS:
+                rows = [
+                    self._measure(self._dev[at : at + DEV_ROWS], ratio)
+                    for at in range(0, len(self._dev), DEV_ROWS)
+                ]
+                for name in rows[0]:
+                    values = [row[name] for row in rows]
+                    figures[f"{name}@{ratio}"] = sum(values) / len(values)
+                figures[f"ratio@{ratio}"] = 1 / figures.pop(f"symbols_per_token@{ratio}")
+        return figures
+
+    def _dev_windows(self) -> Tensor:
+        data, tokens = self.config.data, text_tokenizer(self.model.tokenizer)
+        rows: list[list[int]] = []
+        for text in read_texts(str(data.dev)):
+            row = list(tokens.ids(text))[: data.dev_window]
+            if len(row) == data.dev_window:
+                rows.append(row)
+            if len(rows) == data.dev_windows:
+                break
+        if len(rows) < DEV_ROWS:
+            raise TrainingError(
+                f"{data.dev} has {len(rows)} texts of {data.dev_window} tokens, "
+                f"{DEV_ROWS} are needed"
+            )
+        whole = len(rows) - len(rows) % DEV_ROWS  # figures are means over equal batches
+        return torch.tensor(rows[:whole], device=self.model.device)
+
+    def _measure(self, ids: Tensor, ratio: int) -> dict[str, float]:
+        z, n = self.model, ids.shape[1]
+        assert isinstance(self.module, Autoregress)
+        batch = build_batch(
+            ids.cpu(), None, n_prior=0, n_slots=max(1, n // ratio), depth=z.config.depth
+        )
+        passage, _ = self.module.read(batch)
+        z.adapters.activate("compose")
+        found = Composition(z, passage, depth=z.config.depth).run()
+        figures = {"symbols_per_token": sum(map(len, found.codes)) / ids.numel()}
+        codes, ends, real = _padded(found.codes, found.ends)
+        heard = z.embed_codes(codes)
+        figures |= self._restored(heard, ids, ends, real)
+        other = self._restored(
+            heard.roll(1, 0), ids, ends.roll(1, 0), real.to(ids.device).roll(1, 0)
+        )
+        figures["gap"] = other["c"] - figures["c"]
+        placed = [
+            tuple((place_slots(bits, len(row)) + 1).tolist())
+            for bits, row in zip(passage.surprisal, found.codes, strict=True)
+        ]
+        _, ends, real = _padded(found.codes, placed)
+        z.adapters.activate("compress")
+        latents = z.write(passage.state, ends.to(z.device), real.long().to(z.device))
+        written = z.quantise(latents, passage.tokens, ends.to(z.device))
+        one_pass = self._restored(z.embed_codes(written.codes), ids, ends, real)
+        return figures | {f"one_pass_{name}": value for name, value in one_pass.items()}
+
+    def _restored(
+        self, symbols: Tensor, ids: Tensor, ends: Tensor, real: Tensor
+    ) -> dict[str, float]:
+        ends, real = ends.to(ids.device), real.to(ids.device)
+        nll, hits = restore_loss(self.model, symbols, ids, ends=ends, real=real)
+        return {"c": float(nll[:, :-1].mean()) * BITS, "accuracy": float(hits.float().mean())}
+
+
+def _padded(
+    codes: Sequence[Sequence[Sequence[int]]], ends: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of symbols as codes `[batch, k, depth]`, last tokens `[batch, k]` and what is real."""
+    k = max(map(len, codes))
+    filled = [[*row, *[row[-1]] * (k - len(row))] for row in codes]
+    places = [[*row, *[row[-1]] * (k - len(row))] for row in ends]
+    real = torch.arange(k) < torch.tensor([len(row) for row in codes]).unsqueeze(1)
+    return torch.tensor(filled), torch.tensor(places) - 1, real

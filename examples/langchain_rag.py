@@ -21,10 +21,10 @@ from langchain_qdrant import QdrantVectorStore
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from minilm import MiniLM
 
+from zcontext import QUESTION_PROMPT
 from zcontext.integrations.langchain import ChatZContext, ZContextCompressor
 
-PROMPT = "Context:\n{context}\n\nQuestion: {input}\nAnswer in a few words, from the context alone."
-
+PROMPT = QUESTION_PROMPT.format(context="{context}", question="{input}")
 Embeddings.register(MiniLM)  # it has the methods; some stores ask for the class
 
 

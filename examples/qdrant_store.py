@@ -17,6 +17,7 @@ from langchain_qdrant import QdrantVectorStore
 from langchain_text_splitters import RecursiveCharacterTextSplitter
 from minilm import MiniLM
 
+from zcontext import QUESTION_PROMPT
 from zcontext.integrations.langchain import ChatZContext, ZContextCompressor
 
 MODEL, NAME = "smollm2-135m", "chunks"
@@ -38,7 +39,8 @@ def ask(path: str, question: str) -> None:
     found = store.similarity_search(question, k=2)
     symbols = ZContextCompressor(model=MODEL, ratio=4).compress_documents(found, question)
     context = "\n".join(document.page_content for document in symbols)
-    answer = ChatZContext(model=MODEL, max_tokens=24).invoke(f"{context}\n\nQuestion: {question}")
+    prompt = QUESTION_PROMPT.format(context=context, question=question)
+    answer = ChatZContext(model=MODEL, max_tokens=24).invoke(prompt)
     print(f"{answer.usage_metadata['input_tokens']} positions read: {answer.content}")
 
 

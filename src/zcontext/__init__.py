@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from zcontext.model import ZLanguageModel as ZLanguageModel
     from zcontext.readers import Inferencer as Inferencer
     from zcontext.readers import ZDecompressor as ZDecompressor
+    from zcontext.spans import QUESTION_PROMPT as QUESTION_PROMPT
     from zcontext.spans import Answer as Answer
     from zcontext.spans import ChatMessage as ChatMessage
     from zcontext.spans import Fidelity as Fidelity
@@ -79,8 +80,8 @@ _NAMES_OF = {
     "model": "ZLanguageModel",
     "readers": "Inferencer ZDecompressor",
     "spans": (
-        "Answer ChatMessage Fidelity Part StopReason SupportsCompress SupportsDecompress "
-        "SupportsRead ZDocument ZSpan"
+        "Answer ChatMessage Fidelity Part QUESTION_PROMPT StopReason SupportsCompress "
+        "SupportsDecompress SupportsRead ZDocument ZSpan"
     ),
     "store": "MemoryStore SQLiteStore SpanStore store_key",
     "vocabulary": "Symbols ZVocabulary has_symbols",

@@ -42,25 +42,21 @@ def cache_dir() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "zcontext"
 
 
-def plain_folder(path: Path, *, digest: str) -> contextlib.AbstractContextManager[Path]:
+@contextlib.contextmanager
+def plain_folder(path: Path, *, digest: str) -> Iterator[Path]:
     """Give a folder that holds the GGUF file's model as float32 safetensors, with its tokenizer.
 
     Args:
         path: the GGUF file.
         digest: its sha256, which names the cached folder.
 
-    Returns:
-        A context manager over the folder. The folder outlives it, unless nothing could be kept (a
-        read-only or full disk): then it is a temporary one, removed on exit.
+    Yields:
+        The folder. It outlives the block, unless nothing could be kept (a read-only or full disk):
+        then it is a temporary one, removed on exit.
 
     Raises:
         UnsupportedBaseError: when transformers cannot read the file as a causal language model.
-    """
-    return _plain_folder(path, digest)
-
-
-@contextlib.contextmanager
-def _plain_folder(path: Path, digest: str) -> Iterator[Path]:
+    """  # noqa: DOC502 - raised by the conversion
     home = cache_dir() / "bases"
     target = home / f"{path.stem}-{digest[:16]}-{CONVERSION}"
     if _is_whole(target):

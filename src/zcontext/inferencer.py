@@ -6,20 +6,28 @@ symbols are written, how a prompt is worded (`prompts.py`), how tokens are chose
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zcontext.config import GenerationSettings
-from zcontext.decompressor import embed_symbols
-from zcontext.errors import ContextOverflowError
+from zcontext.errors import ConfigError, ContextOverflowError
 from zcontext.generation import Decoding, Generated, Prefill, generate, stream
+from zcontext.layouts import embed_pieces
 from zcontext.model import ZLanguageModel
 from zcontext.prefixes import PrefixCache, prefix_key
-from zcontext.prompts import Piece, encode_messages, encode_parts, n_positions, question_parts
+from zcontext.prompts import (
+    Piece,
+    check_parts,
+    encode_messages,
+    encode_parts,
+    n_positions,
+    question_parts,
+)
 from zcontext.spans import Answer, ChatMessage, Part
 from zcontext.vocabulary import Symbols, ZVocabulary
 
@@ -78,7 +86,7 @@ class Inferencer:
 
     def stream(
         self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, Answer]:
         """The text of `complete`, piece by piece; its errors are raised before the first piece.
 
         Args:
@@ -86,9 +94,9 @@ class Inferencer:
             settings: How to generate; None is greedy.
 
         Returns:
-            Pieces of text, none empty.
+            Pieces of text, none empty; as a generator it returns the `Answer`.
         """
-        return stream(self._decoding(self._completion(parts), settings))
+        return self._streamed(self._completion(parts), settings)
 
     def chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
@@ -115,7 +123,7 @@ class Inferencer:
 
     def stream_chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, Answer]:
         """The text of `chat`, piece by piece; its errors are raised before the first piece.
 
         Args:
@@ -123,9 +131,9 @@ class Inferencer:
             settings: How to generate; None is greedy.
 
         Returns:
-            Pieces of text, none empty.
+            Pieces of text, none empty; as a generator it returns the `Answer`.
         """
-        return stream(self._decoding(self._turns(messages), settings))
+        return self._streamed(self._turns(messages), settings)
 
     def ask(
         self,
@@ -174,12 +182,20 @@ class Inferencer:
             One answer per question, in order; `seconds` is a pass's time shared evenly.
 
         Raises:
+            ConfigError: There are not as many contexts as questions, or `batch_size` is below 1.
             CodecMismatchError: Another codec wrote some of the symbols.
             UnknownSymbolError: Some symbols are deeper than the codec.
             SymbolCollisionError: A text spells symbols.
             VocabularyError: A text holds a lone surrogate.
             ContextOverflowError: A prompt leaves no position for an answer.
-        """  # noqa: DOC502 - raised by the steps
+        """  # noqa: DOC502 - some raised by the steps
+        if len(questions) != len(contexts) or batch_size < 1:
+            raise ConfigError(
+                f"{len(questions)} questions on {len(contexts)} contexts, {batch_size} in one "
+                "pass: give one context for each question, and a batch_size of 1 or more",
+                field="batch_size" if batch_size < 1 else "contexts",
+                value=batch_size if batch_size < 1 else len(contexts),
+            )
         chosen = settings or GenerationSettings()
         prompts = [
             self._turns(question_parts(question, context))
@@ -191,18 +207,7 @@ class Inferencer:
         for start in range(0, len(order), batch_size):
             together = order[start : start + batch_size]
             started = time.perf_counter()
-            rows = []
-            for at in together:
-                n = n_positions(prompts[at])
-                room = self._room(prompts[at])
-                rows.append(
-                    Prefill(
-                        self._embed(prompts[at]),
-                        torch.arange(n),
-                        n,
-                        min(chosen.max_new_tokens, room),
-                    )
-                )
+            rows = [self._row(prompts[at], chosen) for at in together]
             results = generate(self.model, "infer", rows, settings=chosen)
             seconds = (time.perf_counter() - started) / len(together)
             for at, result in zip(together, results, strict=True):
@@ -224,7 +229,7 @@ class Inferencer:
             SymbolCollisionError: A text spells symbols.
             VocabularyError: A text holds a lone surrogate.
         """  # noqa: DOC502 - raised by the steps
-        return n_positions(encode_parts(self.model.tokenizer, self._checked(parts)))
+        return n_positions(self._encoded(parts))
 
     def token_ids(self, parts: Sequence[Part]) -> list[int]:
         """Ids for counters: base ids for text, one id beyond them (by its first code) per symbol.
@@ -242,53 +247,40 @@ class Inferencer:
             VocabularyError: A text holds a lone surrogate.
         """  # noqa: DOC502 - raised by the steps
         ids: list[int] = []
-        for piece in encode_parts(self.model.tokenizer, self._checked(parts)):
+        for piece in self._encoded(parts):
             if isinstance(piece, Symbols):
                 ids.extend(self.model.base_vocab + code[0] for code in piece.codes)
             else:
                 ids.extend(piece)
         return ids
 
-    def _checked(self, parts: Sequence[Part]) -> Sequence[Part]:
-        vocabulary = self.vocabulary
-        for part in parts:
-            if isinstance(part, Symbols):
-                vocabulary.check(part)
-            else:
-                vocabulary.guard(part)
-        return parts
-
     def _completion(self, parts: Sequence[Part]) -> list[Piece]:
-        pieces = encode_parts(self.model.tokenizer, self._checked(parts))
-        return pieces or [[self.model.start_token]]
+        return self._encoded(parts) or [[self.model.start_token]]
+
+    def _encoded(self, parts: Sequence[Part]) -> list[Piece]:
+        check_parts(parts, self.vocabulary)
+        return encode_parts(self.model.tokenizer, parts)
 
     def _turns(self, messages: Sequence[ChatMessage]) -> list[Piece]:
         for message in messages:
-            self._checked(message.parts)
+            check_parts(message.parts, self.vocabulary)
         return encode_messages(self.model.tokenizer, messages)
-
-    def _embed(self, pieces: Sequence[Piece]) -> Tensor:
-        rows = [
-            embed_symbols(self.model, piece)
-            if isinstance(piece, Symbols)
-            else self.model.embed_tokens(torch.tensor([piece]))[0]
-            for piece in pieces
-        ]
-        return torch.cat(rows).detach()
 
     def _decoding(self, pieces: list[Piece], settings: GenerationSettings | None) -> Decoding:
         chosen = settings or GenerationSettings()
-        n_prompt, room = n_positions(pieces), self._room(pieces)
-        embeddings = self._embed(pieces)
-        n_prefix = self._n_prefix(pieces)
-        past = self._past(pieces, embeddings[:n_prefix]) if n_prefix else None
-        prompt = Prefill(
-            embeddings[n_prefix:],
-            torch.arange(n_prefix, n_prompt),
-            n_prompt,
-            min(chosen.max_new_tokens, room),
+        whole = self._row(pieces, chosen)
+        n = self._n_prefix(pieces)
+        past = self._past(pieces, whole.embeddings[:n]) if n else None
+        rest = dataclasses.replace(
+            whole, embeddings=whole.embeddings[n:], positions=whole.positions[n:]
         )
-        return Decoding(self.model, "infer", [prompt], settings=chosen, past=past)
+        return Decoding(self.model, "infer", [rest], settings=chosen, past=past)
+
+    def _row(self, pieces: Sequence[Piece], settings: GenerationSettings) -> Prefill:
+        """A prompt as one row, with as long an answer as there is room for."""
+        n, room = n_positions(pieces), self._room(pieces)
+        longest = min(settings.max_new_tokens, room)
+        return Prefill(embed_pieces(self.model, pieces), torch.arange(n), n, longest)
 
     def _room(self, pieces: Sequence[Piece]) -> int:
         """Positions left for an answer."""
@@ -331,6 +323,19 @@ class Inferencer:
             ).cache
         self.prefixes.put(key, found)
         return found
+
+    def _streamed(
+        self, pieces: list[Piece], settings: GenerationSettings | None
+    ) -> Generator[str, None, Answer]:
+        started = time.perf_counter()
+        decoding = self._decoding(pieces, settings)  # here, so that errors come before a piece
+
+        def told() -> Generator[str, None, Answer]:
+            yield from stream(decoding)
+            seconds = time.perf_counter() - started
+            return _as_answer(pieces, decoding.results()[0], seconds=seconds)
+
+        return told()
 
     def _answer(self, pieces: list[Piece], settings: GenerationSettings | None) -> Answer:
         started = time.perf_counter()

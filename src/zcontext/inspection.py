@@ -29,31 +29,34 @@ _SCALE: Final = (
     ("#0d3157", "#ffffff"),
 )
 
-_PAGE: Final = """<!DOCTYPE html>
+_SHELL: Final = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.7 Georgia, serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem;
-  color: #14202e; background: #fff; }}
-h1, table, .legend {{ font-family: system-ui, sans-serif; }}
-h1 {{ font-size: 1.25rem; }}
-table {{ border-collapse: collapse; font-size: .9rem; margin: 1rem 0; }}
-th, td {{ text-align: left; padding: .15rem 1.5rem .15rem 0; font-weight: normal; }}
-td {{ font-variant-numeric: tabular-nums; font-weight: 600; }}
-.legend {{ font-size: .8rem; margin: 1rem 0; }}
-.legend span {{ padding: .2rem .6rem; border: 1px solid #cfd8e3; }}
-.text {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
-.text span {{ padding: .1em 0; }}
-.text span:hover {{ outline: 2px solid #d9480f; }}
+body {{ margin: 2rem auto; padding: 0 1rem; color: #14202e; background: #fff; }}
+table {{ border-collapse: collapse; font-size: .9rem; }}
+th, td {{ text-align: left; font-weight: normal; }}
 {styles}
 </style></head><body>
 <h1>{title}</h1>
-<table>{facts}</table>
-<p class="legend">tokens per symbol: {legend}</p>
-<div class="text">{body}</div>
+{body}
 </body></html>
+"""
+
+_STYLES: Final = """\
+body { font: 16px/1.7 Georgia, serif; max-width: 46rem; }
+h1, table, .legend { font-family: system-ui, sans-serif; }
+h1 { font-size: 1.25rem; }
+table { margin: 1rem 0; }
+th, td { padding: .15rem 1.5rem .15rem 0; }
+td { font-variant-numeric: tabular-nums; font-weight: 600; }
+.legend { font-size: .8rem; margin: 1rem 0; }
+.legend span { padding: .2rem .6rem; border: 1px solid #cfd8e3; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; }
+.text span { padding: .1em 0; }
+.text span:hover { outline: 2px solid #d9480f; }
 """
 
 
@@ -183,9 +186,25 @@ def html_page(pieces: Sequence[Piece], *, document: ZDocument, title: str = "zco
         f".z{level} {{ background: {background}; color: {colour}; }}"
         for level, (background, colour) in enumerate(_SCALE)
     )
-    return _PAGE.format(
-        title=html.escape(title), styles=styles, facts=facts, legend=legend, body=body
+    shown = (
+        f'<table>{facts}</table>\n<p class="legend">tokens per symbol: {legend}</p>\n'
+        f'<div class="text">{body}</div>'
     )
+    return standalone_page(title, styles=_STYLES + styles, body=shown)
+
+
+def standalone_page(title: str, *, styles: str, body: str) -> str:
+    """One HTML file that loads nothing and runs nothing.
+
+    Args:
+        title: Plain text, shown on top too.
+        styles: CSS of its own.
+        body: HTML; whoever made it has escaped what it shows.
+
+    Returns:
+        The page.
+    """
+    return _SHELL.format(title=html.escape(title), styles=styles, body=body)
 
 
 def _facts(document: ZDocument) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Spans laid out for the decompressor: which symbols stand where, in front of which text.
+"""What the readers are given: prompts as embeddings, spans laid out in front of their texts.
 
 What it does not know: how text is generated or measured, how symbols are written.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from zcontext.errors import ContextOverflowError
 from zcontext.model import ZLanguageModel
 from zcontext.passes import spread_positions
+from zcontext.prompts import Piece
 from zcontext.spans import ZDocument
 from zcontext.vocabulary import Symbols
 
@@ -32,6 +33,25 @@ def embed_symbols(model: ZLanguageModel, symbols: Symbols) -> Tensor:
         return torch.zeros(0, model.hidden_size, device=model.device, dtype=model.base.dtype)
     with torch.no_grad():
         return model.embed_codes(torch.tensor(symbols.codes).unsqueeze(0))[0]
+
+
+def embed_pieces(model: ZLanguageModel, pieces: Sequence[Piece]) -> Tensor:
+    """What a reader is given for a prompt.
+
+    Args:
+        model: The model.
+        pieces: Token ids and symbols of its codec; one piece or more, none empty.
+
+    Returns:
+        `[n_positions, hidden]`, outside of any gradient.
+    """
+    rows = [
+        embed_symbols(model, piece)
+        if isinstance(piece, Symbols)
+        else model.embed_tokens(torch.tensor([piece]))[0]
+        for piece in pieces
+    ]
+    return torch.cat(rows).detach()
 
 
 @dataclass(frozen=True, slots=True)

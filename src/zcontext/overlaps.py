@@ -216,8 +216,8 @@ def _moved(a: _Side, b: _Side) -> Iterator[float]:
     """Agreement of ends when the second side's segments stand where they do not belong."""
     n = len(a.ends)
     # How far each token is from its segment's end says the same wherever a segment stands.
-    first = [end - at for at, end in enumerate(a.ends, start=0)]
-    second = [end - at for at, end in enumerate(b.ends, start=0)]
+    first = [end - at for at, end in enumerate(a.ends)]
+    second = [end - at for at, end in enumerate(b.ends)]
     for k in range(1, min(n - 1, N_SHIFTS) + 1):
         shift = k * n // (N_SHIFTS + 1) or k
         moved = [*second[shift:], *second[:shift]]

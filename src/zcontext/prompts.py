@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from zcontext.errors import ModelError, SpanError
-from zcontext.spans import ChatMessage, Part
+from zcontext.spans import QUESTION_PROMPT, ChatMessage, Part
 from zcontext.tokenization import text_tokenizer
-from zcontext.vocabulary import Symbols
+from zcontext.vocabulary import Symbols, ZVocabulary
 
 Piece = list[int] | Symbols
 """Token ids or symbols that stand one after another in a prompt."""
@@ -36,11 +36,28 @@ def question_parts(question: str, context: Sequence[Part]) -> list[ChatMessage]:
     Returns:
         The messages; the answer is the assistant's next turn.
     """
-    tail = (
-        f"\n\nQuestion: {question}\nAnswer in a few words, from the context alone. "
-        "If it does not say, answer: unknown."
-    )
-    return [ChatMessage("user", ("Context:\n", *context, tail))]
+    head, tail = QUESTION_PROMPT.split("{context}")
+    # Not format(): a question may hold braces.
+    return [ChatMessage("user", (head, *context, tail.replace("{question}", question)))]
+
+
+def check_parts(parts: Sequence[Part], vocabulary: ZVocabulary) -> None:
+    """Refuse parts that a codec cannot read, or that only look like symbols.
+
+    Args:
+        parts: Text and symbols.
+        vocabulary: Of the codec that reads them.
+
+    Raises:
+        CodecMismatchError: Another codec wrote the symbols.
+        UnknownSymbolError: The symbols are deeper than the codec.
+        SymbolCollisionError: A text spells symbols.
+    """  # noqa: DOC502 - raised by the vocabulary
+    for part in parts:
+        if isinstance(part, Symbols):
+            vocabulary.check(part)
+        else:
+            vocabulary.guard(part)
 
 
 def encode_parts(tokenizer: Any, parts: Sequence[Part]) -> list[Piece]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args, runtime_checkable
 
 from zcontext.documents import ZDocument
 from zcontext.errors import SpanError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from zcontext.pruning import PrunedText
 
 __all__ = [
+    "QUESTION_PROMPT",
     "Answer",
     "ChatMessage",
     "Fidelity",
@@ -58,6 +59,16 @@ def written_parts(vocabulary: ZVocabulary, parts: Sequence[Part]) -> str:
     """  # noqa: DOC502 - raised by the vocabulary
     return "".join(part if isinstance(part, str) else vocabulary.render(part) for part in parts)
 
+
+QUESTION_PROMPT: Final = (
+    "Context:\n{context}\n\nQuestion: {question}\nAnswer in a few words, from the context alone. "
+    "If it does not say, answer: unknown."
+)
+"""The user message that readers are trained on, with `{context}` and `{question}` to be filled in.
+
+`ask` fills it in by itself; for templates of your own give other names with `str.format`, as
+`QUESTION_PROMPT.format(context="{context}", question="{input}")`.
+"""
 
 StopReason = Literal["end", "length", "stop"]
 """Why generation ended: the model's end token, the token limit, or a stop sequence."""
@@ -190,7 +201,7 @@ class SupportsRead(Protocol):
     def stream(
         self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
     ) -> Iterator[str]:
-        """The text of `complete`, piece by piece."""
+        """The text of `complete`, piece by piece; a generator may return the `Answer`."""
 
     def chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
@@ -200,7 +211,7 @@ class SupportsRead(Protocol):
     def stream_chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
     ) -> Iterator[str]:
-        """The text of `chat`, piece by piece."""
+        """The text of `chat`, piece by piece; a generator may return the `Answer`."""
 
     def ask(
         self,

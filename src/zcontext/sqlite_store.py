@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 from types import TracebackType
 from typing import Final, Self
 from weakref import WeakSet
@@ -100,7 +100,8 @@ class SQLiteStore:
         with self._lock, self._translated("open"):
             self._connection = self._open()
         _watch_forks()
-        _open_stores.add(self)
+        with _registering:
+            _open_stores.add(self)
 
     def get(self, key: str) -> ZDocument | None:
         """The document, or None if none was put under the key.
@@ -303,6 +304,7 @@ class SQLiteStore:
 # parent holds, and a parent closing would then delete the log the child still writes to. So all
 # stores are disconnected while the process forks, and connect again when they are used next.
 _open_stores: WeakSet[SQLiteStore] = WeakSet()
+_registering = Lock()  # held through a fork: no store is opened between the look and the fork
 _at_fork: list[SQLiteStore] = []
 
 
@@ -315,6 +317,7 @@ def _watch_forks() -> None:
 
 
 def _before_fork() -> None:
+    _registering.acquire()
     for store in sorted(_open_stores, key=id):  # one order, so that two threads cannot deadlock
         store._lock.acquire()
         store._disconnect()
@@ -324,6 +327,7 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     while _at_fork:
         _at_fork.pop()._lock.release()
+    _registering.release()
 
 
 def _row_checksum(key: str, packed: bytes) -> bytes:

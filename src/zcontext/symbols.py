@@ -28,7 +28,7 @@ class Symbols:
     """A run of symbols of one depth.
 
     Args:
-        codes: Per symbol, its codes, coarsest first.
+        codes: Per symbol, its codes, stage by stage.
         size: Number of codes there are; each code is below it.
         codec: First four hex digits of the digest of the codec that wrote them.
 

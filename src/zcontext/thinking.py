@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zcontext.config import DEFAULT_RATIO, MAX_DEPTH, MAX_RATIO, MIN_RATIO
-from zcontext.decompressor import ZDecompressor, embed_symbols
+from zcontext.config import DEFAULT_RATIO, MAX_RATIO, MIN_RATIO, check
+from zcontext.decompressor import ZDecompressor
 from zcontext.errors import ConfigError, ContextOverflowError
+from zcontext.layouts import embed_pieces
 from zcontext.model import ZLanguageModel
-from zcontext.prompts import Piece, encode_messages, n_positions
+from zcontext.prompts import Piece, check_parts, encode_messages, n_positions
 from zcontext.spans import ChatMessage, StopReason
+from zcontext.symbols import MAX_DEPTH
 from zcontext.tokenization import special_ids
 from zcontext.vocabulary import Symbols
 
@@ -60,11 +62,7 @@ class ThinkSettings:
             ("depth", depth_fits, f"1 to {MAX_DEPTH} codes per symbol"),
             ("end_probability", 0 < self.end_probability <= 1, "in (0, 1]"),
         ):
-            if not fits:
-                value = getattr(self, field)
-                raise ConfigError(
-                    f"{field} must be {wanted}, got {value!r}", field=field, value=value
-                )
+            check(self, field, fits, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +140,8 @@ class Thinker:
         return Thought(symbols, text, reason, n_prompt, time.perf_counter() - started)
 
     def _pieces(self, messages: Sequence[ChatMessage]) -> list[Piece]:
-        vocabulary = self.model.vocabulary
         for message in messages:
-            for part in message.parts:
-                if isinstance(part, Symbols):
-                    vocabulary.check(part)
-                else:
-                    vocabulary.guard(part)
+            check_parts(message.parts, self.model.vocabulary)
         return encode_messages(self.model.tokenizer, messages)
 
     def _depth(self, settings: ThinkSettings) -> int:
@@ -166,7 +159,7 @@ class Thinker:
         self, pieces: Sequence[Piece], settings: ThinkSettings, *, depth: int, most: int
     ) -> tuple[tuple[tuple[int, ...], ...], StopReason]:
         model = self.model
-        inputs = self._embed(pieces).unsqueeze(0)
+        inputs = embed_pieces(model, pieces).unsqueeze(0)
         codes: list[tuple[int, ...]] = []
         n_seen, cache = 0, None
         while len(codes) < most:
@@ -208,12 +201,3 @@ class Thinker:
             use_cache=True,
         )
         return out.hidden[0, -1], out.cache
-
-    def _embed(self, pieces: Sequence[Piece]) -> Tensor:
-        rows = [
-            embed_symbols(self.model, piece)
-            if isinstance(piece, Symbols)
-            else self.model.embed_tokens(torch.tensor([piece]))[0]
-            for piece in pieces
-        ]
-        return torch.cat(rows)

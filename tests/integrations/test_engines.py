@@ -88,6 +88,16 @@ def test_making_and_naming_models_imports_no_torch(bundle: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_another_infer_adapter_is_another_identity(bundle: Path) -> None:
+    """The codec's digest leaves INFER out, and a cache of answers must not."""
+    before = Engine(bundle).identity
+    manifest = json.loads((bundle / "manifest.json").read_text("utf-8"))
+    manifest["parts"]["infer"]["sha256"] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert Engine(bundle).vocabulary.codec in before
+    assert Engine(bundle).identity != before
+
+
 def test_what_is_no_bundle_is_refused_when_it_is_named(bundle: Path) -> None:
     with pytest.raises(BundleError, match="no bundle 'nowhere'"):
         Engine("nowhere")

@@ -223,6 +223,14 @@ def test_a_message_that_is_not_text_is_refused(codec: ByteCodec) -> None:
         ChatZContext(model=codec).invoke([HumanMessage([image])])
 
 
+def test_a_tool_choice_that_names_no_tool_is_refused(codec: ByteCodec) -> None:
+    chat = ChatZContext(model=codec)
+    for named in ({"type": "function", "function": {"name": "f"}}, {"type": "tool", "name": "f"}):
+        assert chat.bind_tools([], tool_choice=named).kwargs["tool_choice"] == "f"
+    with pytest.raises(ConfigError, match="names no tool"):
+        chat.bind_tools([], tool_choice={"type": "auto"})
+
+
 def test_a_call_that_does_not_parse_is_handed_on_as_invalid() -> None:
     class Garbled(ByteCodec):
         def chat(self, *args: Any, **kwargs: Any) -> Answer:

@@ -150,6 +150,17 @@ def test_a_stream_is_the_answer_piece_by_piece() -> None:
     assert len(pieces) > 3
 
 
+def test_an_answer_that_ends_a_stream_gives_its_own_usage_and_reason() -> None:
+    class Telling(ByteCodec):
+        def stream(self, parts: Sequence[Part], **kwargs: Any) -> Any:
+            yield "cut"
+            return Answer("cut", "length", 10, 5, 1, 0.0)
+
+    *_, last_response = ZContextLLM(Telling()).stream_complete("a prompt")
+    assert last_response.raw["usage"]["total_tokens"] == 16
+    assert last_response.raw["stop_reason"] == "length"
+
+
 async def test_async_methods_answer_like_the_sync_ones() -> None:
     codec = ByteCodec()
     llm = ZContextLLM(codec)

@@ -136,11 +136,13 @@ def test_text_that_spells_symbols_is_refused_escaped_or_dropped(compressor):
         {"ratio": float("inf")},
         {"max_symbols": 0},
         {"max_symbols": -1},
+        {"max_symbols": 2.5},
         {"bits_per_symbol": 0},
         {"bits_per_symbol": float("inf")},
         {"bits_per_symbol": float("nan")},
         {"depth": 0},
         {"depth": 9},
+        {"depth": 1.5},
         {"ratio": 4, "max_symbols": 3},
     ],
 )

@@ -41,6 +41,13 @@ def test_the_question_is_put_as_it_was_trained():
     ]
 
 
+def test_braces_in_a_question_are_only_braces():
+    (message,) = question_parts("What is {context} in {question}?", [ONE])
+    head, symbols, tail = message.parts
+    assert (head, symbols) == ("Context:\n", ONE)
+    assert tail.startswith("\n\nQuestion: What is {context} in {question}?\nAnswer")
+
+
 @given(parts)
 def test_parts_come_out_in_order_with_neighbouring_texts_as_one(content):
     pieces = encode_parts(TOKENIZER, content)

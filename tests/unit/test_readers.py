@@ -21,6 +21,7 @@ from zcontext.errors import (
     UnknownSymbolError,
     VocabularyError,
 )
+from zcontext.layouts import embed_pieces
 from zcontext.passes import spread_positions
 from zcontext.prefixes import PrefixCache, prefix_key
 from zcontext.readers import Inferencer, ZDecompressor
@@ -220,7 +221,7 @@ def test_a_symbol_in_a_prompt_is_its_embedding(inferencer, document):
     pieces = inferencer._completion(["a", document.symbols])
     with torch.no_grad():
         expected = model.embed_codes(torch.tensor([document.symbols.codes]))[0]
-    assert torch.equal(inferencer._embed(pieces)[1:], expected)
+    assert torch.equal(embed_pieces(model, pieces)[1:], expected)
 
 
 @pytest.mark.parametrize("chosen", [SHORT, LIVELY])
@@ -311,6 +312,20 @@ def test_streams_say_what_answers_say(inferencer, document):
     )
 
 
+def test_a_stream_that_is_heard_out_returns_the_answer(inferencer, document):
+    parts = ["ab", document.symbols, "cd"]
+    stream, pieces = inferencer.stream(parts, settings=SHORT), []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            answer = end.value
+            break
+    whole = inferencer.complete(parts, settings=SHORT)
+    assert dataclasses.replace(answer, seconds=whole.seconds) == whole
+    assert "".join(pieces) == answer.text
+
+
 def test_an_open_stream_does_not_hold_the_model(inferencer, document):
     stream = inferencer.stream(["a"], settings=LIVELY)
     next(stream)
@@ -388,6 +403,12 @@ def test_threads_get_the_answers_they_would_get_alone(inferencer, document):
     for thread in threads:
         thread.join()
     assert [found[at] for at in range(6)] == alone
+
+
+@pytest.mark.parametrize(("n_contexts", "batch_size"), [(1, 2), (2, 0)])
+def test_many_questions_need_as_many_contexts_and_a_batch(inferencer, n_contexts, batch_size):
+    with pytest.raises(ConfigError, match="one context for each question"):
+        inferencer.ask_many(["a?", "b?"], [["c"]] * n_contexts, batch_size=batch_size)
 
 
 def test_many_questions_get_the_answers_they_get_one_by_one(tiny_model):

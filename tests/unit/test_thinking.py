@@ -14,6 +14,7 @@ from zcontext.errors import (
     ContextOverflowError,
     SymbolCollisionError,
 )
+from zcontext.layouts import embed_pieces
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import question_parts
 from zcontext.readers import ZDecompressor
@@ -45,7 +46,7 @@ def test_every_symbol_is_fed_back_at_the_next_position(tiny_model: ZLanguageMode
     """The cached loop against a slow twin that reads prompt and symbols anew for each step."""
     thinker = Thinker(tiny_model)
     symbols = thinker.think(ASKED, settings=FEW).symbols
-    prompt = thinker._embed(thinker._pieces(ASKED))
+    prompt = embed_pieces(tiny_model, thinker._pieces(ASKED))
     for at in range(4):
         before = torch.tensor(symbols.codes[:at]).reshape(1, at, symbols.depth).long()
         with torch.no_grad(), tiny_model.using("infer"):

@@ -13,6 +13,7 @@ import contextvars
 import json
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, RLock, Thread
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,13 +22,13 @@ from weakref import WeakValueDictionary
 from zcontext.bundles import find_bundle
 from zcontext.errors import BundleError, ConfigError
 from zcontext.integrations.waiting import POOL, place_in_line
-from zcontext.spans import SupportsCompress, SupportsPrune, SupportsRead
+from zcontext.spans import Answer, SupportsCompress, SupportsPrune, SupportsRead
 from zcontext.vocabulary import ZVocabulary
 
 if TYPE_CHECKING:
     from zcontext.model import ZLanguageModel
 
-__all__ = ["Engine", "follow", "in_thread"]
+__all__ = ["Engine", "Followed", "follow", "in_thread"]
 
 T = TypeVar("T")
 
@@ -53,11 +54,12 @@ class Engine:
         self._reader: SupportsRead | None = None
         self._pruner: SupportsPrune | None = None
         self._vocabulary: ZVocabulary | None = None
+        self._reads_as = ""
         self._path: Path | None = None
         self._model: Any = None
         if isinstance(source, str | Path):
             self._path = find_bundle(source).resolve()
-            self._vocabulary = _named_vocabulary(self._path)
+            self._vocabulary, self._reads_as = _named_codec(self._path)
         else:
             self._take(source)
 
@@ -94,8 +96,11 @@ class Engine:
 
     @property
     def identity(self) -> str:
-        """What tells its answers from another engine's, for caches of answers."""
-        return f"{self._path or self.name}#{self.vocabulary.codec}"
+        """What tells its answers from another engine's, for caches of answers.
+
+        The codec does not name the INFER adapter, which may be trained further; a bundle does.
+        """
+        return f"{self._path or self.name}#{self.vocabulary.codec}{self._reads_as}"
 
     @property
     def vocabulary(self) -> ZVocabulary:
@@ -184,8 +189,8 @@ class Engine:
         return loaded
 
 
-def _named_vocabulary(bundle: Path) -> ZVocabulary:
-    """The vocabulary that a manifest names; the bundle is checked when it is loaded.
+def _named_codec(bundle: Path) -> tuple[ZVocabulary, str]:
+    """Vocabulary and INFER adapter that a manifest names; the bundle is checked when it is loaded.
 
     Read here and not with `zcontext.bundle`, which loads torch: models are made, and asked for
     their vocabulary, on event loops.
@@ -194,11 +199,41 @@ def _named_vocabulary(bundle: Path) -> ZVocabulary:
     try:
         named = json.loads(manifest.read_text(encoding="utf-8"))
         shape = named["config"]
-        return ZVocabulary(codec=named["codec"], depth=shape["depth"], size=shape["size"])
+        vocabulary = ZVocabulary(codec=named["codec"], depth=shape["depth"], size=shape["size"])
+        return vocabulary, f"/{named['parts']['infer']['sha256']}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(
             f"{manifest} names no codec: {error!r}. Fetch the bundle again, or give another folder."
         ) from error
+
+
+@dataclass(slots=True)
+class Followed:
+    """A stream of text that remembers what came, and the answer if the stream ends with one.
+
+    Args:
+        pieces: The stream; a generator may return an `Answer`.
+    """
+
+    pieces: Iterator[str]
+    answer: Answer | None = field(default=None, init=False)
+    text: str = field(default="", init=False)
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while True:
+                try:
+                    piece = next(self.pieces)
+                except StopIteration as end:
+                    self.answer = end.value if isinstance(end.value, Answer) else None
+                    return
+                self.text += piece
+                yield piece
+        finally:
+            # A consumer that stops early must not leave the model's lock taken.
+            close = getattr(self.pieces, "close", None)
+            if close is not None:
+                close()
 
 
 async def in_thread(call: Callable[[], T]) -> T:

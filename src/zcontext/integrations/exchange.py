@@ -28,6 +28,7 @@ from zcontext.integrations.items import (
     digest,
     guarded,
     is_written,
+    kept_source,
     n_positions_of,
     n_symbols_in,
     shares,
@@ -153,7 +154,7 @@ class Exchange:
         result: list[Exchanged] = []
         for item in self._decide(chunks, max_tokens=self.settings.max_tokens):
             if item.dropped:
-                result.append(Exchanged("", {ACTION: "dropped", N_TOKENS: item.n_tokens}))
+                result.append(item.left_out())
                 continue
             action: Action = "swapped" if item.stored else "compressed"
             result.append(Exchanged(self._shown(item), self._record(item, action), item.document))
@@ -190,7 +191,7 @@ class Exchange:
         """What the chunk is, and whether it brought a span that fits."""
         item = Item(chunk, chunk.text)
         if not chunk.text.strip():
-            item.raw, item.reason = True, "empty"
+            item.stay("empty")
             return item
         found, reason = self._find(chunk)
         if found is not None and has_symbols(chunk.text) and is_written(chunk.text, found):
@@ -215,7 +216,7 @@ class Exchange:
         if item.document is None:
             item.n_tokens = self._compressor().count_tokens(item.text)
         if item.n_tokens < self.settings.min_tokens:
-            item.raw, item.reason = True, "short"
+            item.stay("short")
         return item
 
     def _find(self, chunk: Chunk) -> tuple[ZDocument | None, str]:
@@ -226,8 +227,8 @@ class Exchange:
 
     def _source(self, chunk: Chunk, found: ZDocument) -> str:
         """The text behind symbols of another codec, where `keep_text` has kept it."""
-        text = chunk.metadata.get(TEXT)
-        if isinstance(text, str) and digest(text) == found.text_sha256:
+        text = kept_source(chunk, found)
+        if text is not None:
             return text
         raise CodecMismatchError(
             f"{chunk.label} was already exchanged for symbols of codec {found.codec[:4]}, this is "
@@ -265,9 +266,7 @@ class Exchange:
             if not any(surprised):
                 break
         for item, choice in chosen:
-            item.dropped = choice.form == "dropped"
-            if choice.form == "text" and not (item.raw or item.kept):
-                item.raw, item.reason = True, item.reason or "fits"
+            item.take(choice)
 
     def _surprises(self, item: Item, choice: Choice) -> bool:
         """Write what was planned; whether that made the plan void."""
@@ -367,9 +366,9 @@ class Exchange:
             return
         accuracy = token_accuracy(item.document)
         if accuracy is None:
-            item.raw, item.reason = True, "accuracy not measured"
+            item.stay("accuracy not measured")
         elif accuracy < floor:
-            item.raw, item.reason = True, "low accuracy"
+            item.stay("low accuracy")
 
     def _record(self, item: Item, action: Action) -> dict[str, Flat]:
         if item.kept:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from zcontext.integrations.records import Chunk, Policy
+from zcontext.budget import Choice
+from zcontext.integrations.records import ACTION, N_TOKENS, TEXT, Chunk, Exchanged, Policy
 from zcontext.spans import ZDocument, written_parts
 from zcontext.vocabulary import ZVocabulary, utf8_bytes
 
@@ -34,6 +35,20 @@ class Item:
     def is_open(self) -> bool:
         """Whether symbols have to be written for it."""
         return self.document is None and not self.raw and not self.kept
+
+    def stay(self, reason: str) -> None:
+        """Leave the text as it is."""
+        self.raw, self.reason = True, reason
+
+    def take(self, choice: Choice) -> None:
+        """Follow a budget, as far as it is not settled that the text stays."""
+        self.dropped = choice.form == "dropped"
+        if choice.form == "text" and not (self.raw or self.kept):
+            self.stay(self.reason or "fits")
+
+    def left_out(self) -> Exchanged:
+        """What leaves where a budget had no room."""
+        return Exchanged("", {ACTION: "dropped", N_TOKENS: self.n_tokens})
 
 
 def guarded(vocabulary: ZVocabulary, text: str, *, policy: Policy) -> str:
@@ -59,6 +74,12 @@ def guarded(vocabulary: ZVocabulary, text: str, *, policy: Policy) -> str:
         vocabulary.split(text)
         return text
     return vocabulary.guard(text, on_symbols=policy)
+
+
+def kept_source(chunk: Chunk, found: ZDocument) -> str | None:
+    """The text behind symbols where `keep_text` has kept it, and it is the one they stand for."""
+    text = chunk.metadata.get(TEXT)
+    return text if isinstance(text, str) and digest(text) == found.text_sha256 else None
 
 
 def digest(text: str) -> str:

@@ -19,7 +19,7 @@ from zcontext.errors import (
     SymbolCollisionError,
     VocabularyError,
 )
-from zcontext.integrations.items import Item, digest, is_written, shares
+from zcontext.integrations.items import Item, is_written, kept_source, shares
 from zcontext.integrations.records import (
     ACTION,
     KEPT,
@@ -98,7 +98,7 @@ class PrunedExchange:
         result = []
         for item, budget in zip(items, budgets, strict=True):
             if item.dropped:
-                result.append(Exchanged("", {ACTION: "dropped", N_TOKENS: item.n_tokens}))
+                result.append(item.left_out())
             elif item.raw:
                 record: dict[str, Flat] = {ACTION: "raw", N_TOKENS: item.n_tokens}
                 result.append(Exchanged(item.text, {**record, REASON: item.reason}))
@@ -110,14 +110,14 @@ class PrunedExchange:
     def _look(self, chunk: Chunk) -> Item:
         item = Item(chunk, chunk.text)
         if not chunk.text.strip():
-            item.raw, item.reason = True, "empty"
+            item.stay("empty")
             return item
         found = None
         with suppress(CorruptSpanError):  # the text is there, and that is all that is needed
             found = stored_span(chunk.metadata)
         if found is not None and has_symbols(chunk.text) and is_written(chunk.text, found):
-            kept = chunk.metadata.get(TEXT)
-            if not (isinstance(kept, str) and digest(kept) == found.text_sha256):
+            kept = kept_source(chunk, found)
+            if kept is None:
                 raise CodecMismatchError(
                     f"{chunk.label} was exchanged for symbols, which have no place in text: "
                     "retrieve the source text, or compress with keep_text=True"
@@ -130,7 +130,7 @@ class PrunedExchange:
         except (SymbolCollisionError, VocabularyError) as error:
             raise type(error)(f"{chunk.label}: {error}") from error
         if item.n_tokens < self.settings.min_tokens:
-            item.raw, item.reason = True, "short"
+            item.stay("short")
         return item
 
     def _budgets(self, items: Sequence[Item]) -> list[int | None]:
@@ -144,9 +144,7 @@ class PrunedExchange:
                 candidates, max_tokens=self.settings.max_tokens, ratios=self.settings.ratios
             )
             for item, choice in zip(items, plan.choices, strict=True):
-                item.dropped = choice.form == "dropped"
-                if choice.form == "text" and not item.raw:
-                    item.raw, item.reason = True, "fits"
+                item.take(choice)
             return [choice.n_positions for choice in plan.choices]
         wanted = [item for item in items if not item.raw]
         if self.settings.max_symbols is None or not wanted:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.codebook import SILENT
+from zcontext.config import check
 from zcontext.decompressor import SpanLayout, span_layouts
-from zcontext.errors import ConfigError
 from zcontext.model import ZLanguageModel
 from zcontext.polysemy.firings import Firings, Listener, Progress
 from zcontext.polysemy.likeness import pairwise_cosine
@@ -49,12 +49,8 @@ class LookSettings:
     def __post_init__(self) -> None:
         for field, least in (("n_codes", 0), ("n_contexts", 1), ("around", 0), ("n_nearest", 1)):
             value = getattr(self, field)
-            if type(value) is not int or value < least:
-                raise ConfigError(
-                    f"{field} must be an integer of {least} or more, got {value!r}",
-                    field=field,
-                    value=value,
-                )
+            fits = type(value) is int and value >= least
+            check(self, field, fits, f"an integer of {least} or more")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 A *segment* is the run of tokens that one symbol was written for. A code *fires* on a segment whose
 symbol holds it, at whatever stage and however often. Code 0 of a shared table says nothing and
-never fires. What this module does not know: what any of it means (`polysemy` measures that).
+never fires. What this module does not know: what any of it means
+(`usage`, `likeness` and `codes` look at that).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import html
 from collections.abc import Sequence
 from typing import Final
 
-from zcontext.inspection import visible
+from zcontext.inspection import standalone_page, visible
 from zcontext.polysemy.charts import bars, histograms, log_curve
 from zcontext.polysemy.codes import CodeContext, CodeEntry, Neighbour
 from zcontext.polysemy.likeness import Spread
@@ -19,33 +19,22 @@ from zcontext.polysemy.study import CodeReport
 
 PUBLISHED: Final = "0.75 +- 0.11 (arXiv 2603.25340)"
 
-_PAGE: Final = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.55 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto;
-  padding: 0 1rem; color: #14202e; background: #fff; }}
-h1 {{ font-size: 1.35rem; }} h2 {{ font-size: 1.1rem; margin-top: 2.2rem; }}
-p {{ max-width: 46rem; }}
-table {{ border-collapse: collapse; font-size: .9rem; margin: .6rem 0; }}
-th, td {{ text-align: left; padding: .2rem 1rem .2rem 0; font-weight: normal;
-  vertical-align: top; border-bottom: 1px solid #e6ebf1; }}
-thead th {{ font-weight: 600; }} .n {{ font-variant-numeric: tabular-nums; text-align: right; }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }}
-figure {{ margin: 0; }} figcaption {{ font-size: .85rem; color: #44525f; }} svg {{ width: 100%; }}
-details {{ border: 1px solid #cfd8e3; border-radius: 4px; padding: .4rem .8rem; margin: .4rem 0; }}
-summary {{ cursor: pointer; }} summary b {{ margin-right: .8rem; }}
-.text {{ font-family: Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; }}
-mark {{ background: #ffe08a; color: inherit; padding: .05em 0; }}
-.chip {{ background: #edf2f8; border-radius: 3px; padding: 0 .4em; margin-right: .4em;
-  white-space: pre; font-family: ui-monospace, monospace; font-size: .85em; }}
-.dim {{ color: #5c6b79; }}
-</style></head><body>
-<h1>{title}</h1>
-{body}
-</body></html>
+_STYLES: Final = """\
+body { font: 15px/1.55 system-ui, sans-serif; max-width: 64rem; }
+h1 { font-size: 1.35rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
+p { max-width: 46rem; }
+table { margin: .6rem 0; }
+th, td { padding: .2rem 1rem .2rem 0; vertical-align: top; border-bottom: 1px solid #e6ebf1; }
+thead th { font-weight: 600; } .n { font-variant-numeric: tabular-nums; text-align: right; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; color: #44525f; } svg { width: 100%; }
+details { border: 1px solid #cfd8e3; border-radius: 4px; padding: .4rem .8rem; margin: .4rem 0; }
+summary { cursor: pointer; } summary b { margin-right: .8rem; }
+.text { font-family: Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere; }
+mark { background: #ffe08a; color: inherit; padding: .05em 0; }
+.chip { background: #edf2f8; border-radius: 3px; padding: 0 .4em; margin-right: .4em;
+  white-space: pre; font-family: ui-monospace, monospace; font-size: .85em; }
+.dim { color: #5c6b79; }
 """
 
 
@@ -64,7 +53,7 @@ def code_page(report: CodeReport, *, title: str = "What the codes mean") -> str:
         sections.append(_paraphrases(report))
     if report.codes:
         sections.append(_codes(report.codes))
-    return _PAGE.format(title=html.escape(title), body="\n".join(sections))
+    return standalone_page(title, styles=_STYLES, body="\n".join(sections))
 
 
 def _facts(report: CodeReport) -> str:

@@ -8,36 +8,35 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.language_models.base import LangSmithParams, LanguageModelInput
+from langchain_core.language_models.base import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import PrivateAttr, model_validator
 
-from zcontext.integrations.engines import Engine, follow, in_thread
+from zcontext.errors import ConfigError
+from zcontext.integrations.engines import Engine, Followed, follow, in_thread
 from zcontext.integrations.langchain.messages import parts_of, turns_of
 from zcontext.integrations.langchain.reading import (
     FINISH,
-    Followed,
+    ReadingModel,
     engine_of,
+    followed_usage,
     host_errors,
-    parameters_of,
     settings_of,
     usage_of,
 )
 from zcontext.integrations.langchain.tools import introduce, read_calls
 from zcontext.integrations.langchain.watching import CHAT_TYPE
 from zcontext.spans import ChatMessage
-from zcontext.vocabulary import ZVocabulary
 
 
-class ChatZContext(BaseChatModel):
+class ChatZContext(ReadingModel, BaseChatModel):
     """Answers messages; symbols may stand anywhere in them.
 
     Args:
@@ -56,57 +55,12 @@ class ChatZContext(BaseChatModel):
         BundleError: if there is no such bundle.
     """
 
-    model: Any
-    temperature: float | None = None
-    max_tokens: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: list[str] | None = None
     timeout: float | None = None
     max_retries: int | None = None
-    _engine: Engine = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _name_zcontext_engine(self) -> Self:
-        self._engine = Engine(self.model)  # nothing is loaded
-        return self
-
-    @property
-    def vocabulary(self) -> ZVocabulary:
-        """The symbols this model reads."""
-        return self._engine.vocabulary
-
-    @property
-    def model_name(self) -> str:
-        """Name of the bundle or engine."""
-        return self._engine.name
 
     @property
     def _llm_type(self) -> str:
         return CHAT_TYPE
-
-    @property
-    def _identifying_params(self) -> Mapping[str, Any]:
-        return parameters_of(self, self._engine.identity)
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
-        params["ls_provider"] = "zcontext"
-        params["ls_model_name"] = str(kwargs.get("model") or self.model_name)
-        return params
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """Base ids for text, one id for each symbol; needs no network.
-
-        Args:
-            text: Text, with or without symbols.
-
-        Returns:
-            The ids.
-        """
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self._engine.reader().token_ids(self.vocabulary.split(text))
 
     def bind_tools(
         self,
@@ -126,10 +80,19 @@ class ChatZContext(BaseChatModel):
 
         Returns:
             The bound model.
+
+        Raises:
+            ConfigError: if `tool_choice` is a dict that names no tool.
         """
         choice: Any = tool_choice
-        if isinstance(choice, dict):  # OpenAI's form
-            choice = choice["function"]["name"]
+        if isinstance(choice, dict):  # OpenAI's form, or Anthropic's
+            choice = (choice.get("function") or choice).get("name")
+            if not isinstance(choice, str):
+                raise ConfigError(
+                    f"tool_choice={tool_choice!r} names no tool: give its name, 'any' or 'none'",
+                    field="tool_choice",
+                    value=tool_choice,
+                )
         if choice in (True, "required"):
             choice = "any"
         return self.bind(
@@ -199,7 +162,7 @@ class ChatZContext(BaseChatModel):
             info["finish_reason"] = FINISH[followed.answer.stop_reason]
         last = AIMessageChunk(
             content="",
-            usage_metadata=followed.usage(reader, parts_of(turns)),
+            usage_metadata=followed_usage(followed, reader, parts_of(turns)),
             chunk_position="last",
         )
         yield ChatGenerationChunk(message=last, generation_info=info)

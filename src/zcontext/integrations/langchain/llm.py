@@ -7,29 +7,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LLM
-from langchain_core.language_models.base import LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
-from pydantic import PrivateAttr, model_validator
 
-from zcontext.integrations.engines import Engine, follow, in_thread
+from zcontext.integrations.engines import Followed, follow, in_thread
 from zcontext.integrations.langchain.reading import (
     FINISH,
-    Followed,
+    ReadingModel,
     engine_of,
+    followed_usage,
     host_errors,
-    parameters_of,
     settings_of,
     usage_of,
 )
 from zcontext.integrations.langchain.watching import LLM_TYPE
-from zcontext.vocabulary import ZVocabulary
 
 
-class ZContextLLM(LLM):
+class ZContextLLM(ReadingModel, LLM):
     """Completes prompts; symbols may stand anywhere in them.
 
     Args:
@@ -46,55 +43,9 @@ class ZContextLLM(LLM):
         BundleError: if there is no such bundle.
     """
 
-    model: Any
-    temperature: float | None = None
-    max_tokens: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: list[str] | None = None
-    _engine: Engine = PrivateAttr()
-
-    @model_validator(mode="after")
-    def _name_zcontext_engine(self) -> Self:
-        self._engine = Engine(self.model)  # nothing is loaded
-        return self
-
-    @property
-    def vocabulary(self) -> ZVocabulary:
-        """The symbols this model reads."""
-        return self._engine.vocabulary
-
-    @property
-    def model_name(self) -> str:
-        """Name of the bundle or engine."""
-        return self._engine.name
-
     @property
     def _llm_type(self) -> str:
         return LLM_TYPE
-
-    @property
-    def _identifying_params(self) -> Mapping[str, Any]:
-        return parameters_of(self, self._engine.identity)
-
-    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        params = super()._get_ls_params(stop=stop, **kwargs)
-        params["ls_provider"] = "zcontext"
-        params["ls_model_name"] = str(kwargs.get("model") or self.model_name)
-        return params
-
-    def get_token_ids(self, text: str) -> list[int]:
-        """Base ids for text, one id for each symbol; needs no network.
-
-        Args:
-            text: Text, with or without symbols.
-
-        Returns:
-            The ids.
-        """
-        if self.custom_get_token_ids is not None:
-            return self.custom_get_token_ids(text)
-        return self._engine.reader().token_ids(self.vocabulary.split(text))
 
     def _call(
         self,
@@ -170,7 +121,7 @@ class ZContextLLM(LLM):
         info = {
             "finish_reason": reason,
             "model_name": engine.name,
-            "usage_metadata": followed.usage(reader, parts),
+            "usage_metadata": followed_usage(followed, reader, parts),
         }
         yield GenerationChunk(text="", generation_info=info)
 

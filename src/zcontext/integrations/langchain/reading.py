@@ -1,4 +1,4 @@
-"""What both LangChain models share: options into settings, a stream with its answer, usage.
+"""What both LangChain models share: fields, options into settings, a followed stream, usage.
 
 It knows `SupportsRead` and LangChain's names for options; it knows no messages and no prompts.
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Self
 
 from langchain_core.exceptions import ContextOverflowError as HostContextOverflowError
+from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
 from langchain_core.messages.ai import UsageMetadata
+from pydantic import PrivateAttr, model_validator
 
 from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError, ContextOverflowError
-from zcontext.integrations.engines import Engine
+from zcontext.integrations.engines import Engine, Followed
 from zcontext.spans import Answer, Part, SupportsRead
+from zcontext.vocabulary import ZVocabulary
 
 _SETTINGS: Final = {
     "temperature": "temperature",
@@ -50,14 +52,56 @@ class PromptTooLongError(ContextOverflowError, HostContextOverflowError):
     """A prompt needs more positions than the model has; also LangChain's error for that."""
 
 
-class ReadingModel(Protocol):
-    """The options that both models take."""
+class ReadingModel(BaseLanguageModel[Any]):
+    """What the chat model and the completion model have in common; each documents the fields."""
 
-    temperature: float | None
-    max_tokens: int | None
-    top_p: float | None
-    seed: int | None
-    stop: list[str] | None
+    model: Any
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    _engine: Engine = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _name_zcontext_engine(self) -> Self:
+        self._engine = Engine(self.model)  # nothing is loaded
+        return self
+
+    @property
+    def vocabulary(self) -> ZVocabulary:
+        """The symbols this model reads."""
+        return self._engine.vocabulary
+
+    @property
+    def model_name(self) -> str:
+        """Name of the bundle or engine."""
+        return self._engine.name
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        names = ("temperature", "max_tokens", "top_p", "seed", "stop")
+        own = {name: getattr(self, name) for name in names}
+        return {"model": self._engine.identity, **own}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
+        params["ls_provider"] = "zcontext"
+        params["ls_model_name"] = str(kwargs.get("model") or self.model_name)
+        return params
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Base ids for text, one id for each symbol; needs no network.
+
+        Args:
+            text: Text, with or without symbols.
+
+        Returns:
+            The ids.
+        """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
+        return self._engine.reader().token_ids(self.vocabulary.split(text))
 
 
 def settings_of(
@@ -99,48 +143,16 @@ def engine_of(engine: Engine, options: Mapping[str, Any]) -> Engine:
     return Engine(named) if isinstance(named, str | Path) else engine
 
 
-def parameters_of(model: ReadingModel, identity: str) -> dict[str, Any]:
-    """What tells a model's answers from another's, for caches and traces."""
-    names = ("temperature", "max_tokens", "top_p", "seed", "stop")
-    return {"model": identity, **{name: getattr(model, name) for name in names}}
-
-
-@dataclass(slots=True)
-class Followed:
-    """A stream of text that remembers what came, and the answer if the stream ends with one.
-
-    Args:
-        pieces: The stream; a generator may return an `Answer`.
-    """
-
-    pieces: Iterator[str]
-    answer: Answer | None = field(default=None, init=False)
-    text: str = field(default="", init=False)
-
-    def __iter__(self) -> Iterator[str]:
-        try:
-            while True:
-                try:
-                    piece = next(self.pieces)
-                except StopIteration as end:
-                    self.answer = end.value if isinstance(end.value, Answer) else None
-                    return
-                self.text += piece
-                yield piece
-        finally:
-            # A consumer that stops early must not leave the model's lock taken.
-            close = getattr(self.pieces, "close", None)
-            if close is not None:
-                close()
-
-    def usage(self, reader: SupportsRead, prompt: Sequence[Part]) -> UsageMetadata:
-        """What the stream took: from its answer, else counted."""
-        if self.answer is not None:
-            return usage_of(self.answer)
-        n_symbols = sum(len(part) for part in prompt if not isinstance(part, str))
-        n_input = reader.count(prompt)
-        n_output = len(reader.token_ids([self.text])) if self.text else 0
-        return _usage(n_input, n_output, n_symbols)
+def followed_usage(
+    followed: Followed, reader: SupportsRead, prompt: Sequence[Part]
+) -> UsageMetadata:
+    """What a stream took: from its answer, else counted."""
+    if followed.answer is not None:
+        return usage_of(followed.answer)
+    n_symbols = sum(len(part) for part in prompt if not isinstance(part, str))
+    n_input = reader.count(prompt)
+    n_output = len(reader.token_ids([followed.text])) if followed.text else 0
+    return _usage(n_input, n_output, n_symbols)
 
 
 def usage_of(answer: Answer) -> UsageMetadata:

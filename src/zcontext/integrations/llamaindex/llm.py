@@ -31,7 +31,7 @@ from llama_index.core.types import TokenAsyncGen
 
 from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError
-from zcontext.integrations.engines import Engine, follow, in_thread
+from zcontext.integrations.engines import Engine, Followed, follow, in_thread
 from zcontext.integrations.llamaindex.tokens import TokenIds
 from zcontext.integrations.llamaindex.turns import (
     as_chat,
@@ -294,9 +294,12 @@ def _responses(
     reader: SupportsRead, pieces: Iterator[str], parts: Sequence[Part], response: Callable[..., R]
 ) -> Generator[R, None, None]:
     """Growing responses, and at the end one without new text that carries the usage."""
-    text = ""
-    for piece in pieces:
-        text += piece
-        yield response(text, raw=None, delta=piece)
-    usage = usage_of(n_prompt=reader.count(parts), n_output=len(TokenIds(lambda: reader)(text)))
-    yield response(text, raw={"usage": usage}, delta="")
+    followed = Followed(pieces)
+    for piece in followed:
+        yield response(followed.text, raw=None, delta=piece)
+    if followed.answer is not None:
+        raw = raw_of(followed.answer)
+    else:
+        n_output = len(TokenIds(lambda: reader)(followed.text))
+        raw = {"usage": usage_of(n_prompt=reader.count(parts), n_output=n_output)}
+    yield response(followed.text, raw=raw, delta="")

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import (
+    BaseComponent,
     BaseNode,
     MetadataMode,
     Node,
@@ -44,7 +45,31 @@ from zcontext.vocabulary import ZVocabulary
 AnyNode = TypeVar("AnyNode", bound=BaseNode)
 
 
-class ZContextPostprocessor(BaseNodePostprocessor):
+class _Exchanging(BaseComponent):
+    """An engine and when it is used. Codec and settings are fields: LlamaIndex keys caches by them.
+
+    Args:
+        model: Folder or name of a bundle, a `ZLanguageModel`, or any `SupportsCompress`.
+        settings: When text is exchanged for symbols, and for how many.
+
+    Raises:
+        ConfigError: if `model` is none of these.
+        BundleError: if there is no such bundle.
+    """  # noqa: DOC502 - raised by the engine
+
+    settings: ExchangeSettings = Field(description="When text is exchanged, for how many symbols.")
+    codec: str = Field(description="Digest of the codec.")
+
+    _engine: Engine = PrivateAttr()
+
+    def __init__(self, model: object, settings: ExchangeSettings) -> None:
+        engine = Engine(model)
+        fields: dict[str, Any] = {"settings": settings, "codec": engine.vocabulary.codec}
+        super().__init__(**fields)
+        self._engine = engine
+
+
+class ZContextPostprocessor(_Exchanging, BaseNodePostprocessor):
     """Puts symbols in the place of retrieved nodes' text.
 
     Spans that `ZContextTransform` wrote at index time are used as they are, without running or
@@ -74,11 +99,6 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         BundleError: if there is no such bundle.
     """
 
-    settings: ExchangeSettings = Field(description="When text is exchanged, for how many symbols.")
-    codec: str = Field(description="Digest of the codec.")
-
-    _engine: Engine = PrivateAttr()
-
     def __init__(  # noqa: PLR0913 - an argument for each setting
         self,
         model: object,
@@ -95,7 +115,6 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         output: Output = "symbols",
         protect: tuple[str, ...] = (),
     ) -> None:
-        engine = Engine(model)
         settings = ExchangeSettings(
             ratio=ratio,
             max_symbols=max_symbols,
@@ -109,9 +128,7 @@ class ZContextPostprocessor(BaseNodePostprocessor):
             output=output,
             protect=protect,
         )
-        fields: dict[str, Any] = {"settings": settings, "codec": engine.vocabulary.codec}
-        super().__init__(**fields)
-        self._engine = engine
+        super().__init__(model, settings)
         watch_for_symbols()
 
     @classmethod
@@ -146,7 +163,7 @@ class ZContextPostprocessor(BaseNodePostprocessor):
         return await in_thread(lambda: self._postprocess_nodes(nodes, query_bundle))
 
 
-class ZContextTransform(TransformComponent):
+class ZContextTransform(_Exchanging, TransformComponent):
     """Writes the span of each node into its metadata, for an `IngestionPipeline`.
 
     The text stays, so embeddings, citations and other LLMs see what they always saw. Put it after
@@ -168,12 +185,6 @@ class ZContextTransform(TransformComponent):
         BundleError: if there is no such bundle.
     """
 
-    settings: ExchangeSettings = Field(description="When spans are written, of how many symbols.")
-    # A field, because the cache key is made of fields.
-    codec: str = Field(description="Digest of the codec.")
-
-    _engine: Engine = PrivateAttr()
-
     def __init__(
         self,
         model: object,
@@ -186,7 +197,6 @@ class ZContextTransform(TransformComponent):
         compress: CompressSettings | None = None,
         protect: tuple[str, ...] = (),
     ) -> None:
-        engine = Engine(model)
         settings = ExchangeSettings(
             ratio=ratio,
             max_symbols=max_symbols,
@@ -196,9 +206,7 @@ class ZContextTransform(TransformComponent):
             compress=compress,
             protect=protect,
         )
-        fields: dict[str, Any] = {"settings": settings, "codec": engine.vocabulary.codec}
-        super().__init__(**fields)
-        self._engine = engine
+        super().__init__(model, settings)
 
     @classmethod
     def class_name(cls) -> str:

@@ -1,7 +1,7 @@
 """Response synthesizers that lose no symbol: `zcontext_synthesizer` and its prompt helper.
 
-LlamaIndex's own prompt helper counts prompts with cl100k, about six tokens for a symbol that takes
-one position. It then calls the model more often than needed and, in `simple_summarize`, drops
+LlamaIndex's own prompt helper counts prompts with cl100k, some twenty tokens for a symbol that
+takes one position. It then calls the model more often than needed and, in `simple_summarize`, drops
 what it believes not to fit. Here everything is counted in positions of the model that will read it.
 
 What it does not know: how nodes were compressed.
@@ -28,13 +28,11 @@ from llama_index.core.utilities.token_counting import TokenCounter
 
 from zcontext.errors import ConfigError
 from zcontext.integrations.llamaindex.llm import ZContextLLM
+from zcontext.spans import QUESTION_PROMPT
 
 QA_TEMPLATE: Final = ChatPromptTemplate(
     message_templates=[
-        ChatMessage(
-            "Context:\n{context_str}\n\nQuestion: {query_str}\nAnswer in a few words, from the "
-            "context alone. If it does not say, answer: unknown."
-        )
+        ChatMessage(QUESTION_PROMPT.format(context="{context_str}", question="{query_str}"))
     ]
 )
 """The question as `Inferencer.ask` puts it, which is what the reader was trained on."""

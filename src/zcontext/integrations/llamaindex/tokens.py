@@ -1,6 +1,6 @@
 """TokenIds: the tokenizer to hand to LlamaIndex wherever it counts, one id per symbol.
 
-LlamaIndex counts with cl100k unless told otherwise, at about six tokens per written symbol.
+LlamaIndex counts with cl100k unless told otherwise, at some twenty tokens per written symbol.
 What it does not know: what is counted, and why.
 """
 

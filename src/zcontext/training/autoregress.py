@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zcontext.caches import fork
 from zcontext.composer import MAX_PACE
 from zcontext.composing import Composition, Passage, Path, composer_of
-from zcontext.errors import ConfigError
+from zcontext.config import check
 from zcontext.model import ZLanguageModel
 from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
@@ -66,12 +66,7 @@ class AutoregressConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0.01 if field.name in ("temperature_start", "temperature_end") else 0
-            if value < least:
-                raise ConfigError(
-                    f"{field.name} must be {least} or more, got {value}",
-                    field=field.name,
-                    value=value,
-                )
+            check(self, field.name, value >= least, f"{least} or more")
 
 
 class Autoregress(nn.Module):

@@ -14,11 +14,11 @@ from zcontext.composing import Composition
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import place_slots
-from zcontext.tokenization import text_tokenizer
 from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
-from zcontext.training.data import Corpus, WindowBatch, WindowSampler, build_batch, read_texts
+from zcontext.training.data import WindowBatch, build_batch
 from zcontext.training.objective import BITS, StepOutput, restore_loss
+from zcontext.training.windowing import dev_windows, open_sampler
 
 DEV_RATIOS = (4, 8)
 DEV_ROWS = 4
@@ -37,31 +37,16 @@ class AutoregressStage:
     """
 
     def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
-        data = config.data
-        if not data.shards:
-            raise TrainingError("the autoregress stage needs [data] shards; see `zcontext prepare`")
         if config.run.start is None:
             raise TrainingError(
                 "the autoregress stage learns from a trained codec: name its bundle in [run] start"
             )
         self.model, self.config = model, config
+        self._sampler = open_sampler(config, max_depth=model.config.depth)
         self._composer = model.add_composer()
         # Symbols must go on meaning what they mean.
         model.codebook.requires_grad_(False)
         self.module: nn.Module = Autoregress(model, config.autoregress)
-        self._sampler = WindowSampler(
-            corpus=Corpus.load(data.shards),
-            batch_tokens=data.batch_tokens,
-            min_window=data.min_window,
-            max_window=data.max_window,
-            min_ratio=data.min_ratio,
-            max_ratio=data.max_ratio,
-            max_depth=model.config.depth,
-            full_depth_share=data.full_depth_share,
-            memory_share=data.memory_share,
-            ratio_ramp=data.ratio_ramp,
-            seed=config.run.seed,
-        )
         self._dev: Tensor | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -116,21 +101,8 @@ class AutoregressStage:
         return figures
 
     def _dev_windows(self) -> Tensor:
-        data, tokens = self.config.data, text_tokenizer(self.model.tokenizer)
-        rows: list[list[int]] = []
-        for text in read_texts(str(data.dev)):
-            row = list(tokens.ids(text))[: data.dev_window]
-            if len(row) == data.dev_window:
-                rows.append(row)
-            if len(rows) == data.dev_windows:
-                break
-        if len(rows) < DEV_ROWS:
-            raise TrainingError(
-                f"{data.dev} has {len(rows)} texts of {data.dev_window} tokens, "
-                f"{DEV_ROWS} are needed"
-            )
-        whole = len(rows) - len(rows) % DEV_ROWS  # figures are means over equal batches
-        return torch.tensor(rows[:whole], device=self.model.device)
+        rows = dev_windows(self.config, self.model.tokenizer, batch=DEV_ROWS)
+        return torch.tensor(rows, device=self.model.device)
 
     def _measure(self, ids: Tensor, ratio: int) -> dict[str, float]:
         z, n = self.model, ids.shape[1]

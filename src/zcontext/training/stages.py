@@ -15,12 +15,10 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
-from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import place_slots
-from zcontext.tokenization import text_tokenizer
 from zcontext.training.config import TrainConfig
-from zcontext.training.data import Corpus, WindowBatch, WindowSampler, read_texts
+from zcontext.training.data import WindowBatch
 from zcontext.training.objective import (
     BITS,
     Autoencode,
@@ -28,6 +26,7 @@ from zcontext.training.objective import (
     base_surprisal,
     restore_loss,
 )
+from zcontext.training.windowing import dev_windows, open_sampler
 from zcontext.upkeep import (
     centre,
     record_usage,
@@ -57,24 +56,9 @@ class AutoencodeStage:
     """
 
     def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
-        if not config.data.shards:
-            raise TrainingError("the autoencode stage needs [data] shards; see `zcontext prepare`")
         self.model, self.config = model, config
+        self._sampler = open_sampler(config, max_depth=model.config.depth)
         self.module: nn.Module = Autoencode(model, config.autoencode)
-        data = config.data
-        self._sampler = WindowSampler(
-            corpus=Corpus.load(data.shards),
-            batch_tokens=data.batch_tokens,
-            min_window=data.min_window,
-            max_window=data.max_window,
-            min_ratio=data.min_ratio,
-            max_ratio=data.max_ratio,
-            max_depth=model.config.depth,
-            full_depth_share=data.full_depth_share,
-            memory_share=data.memory_share,
-            ratio_ramp=data.ratio_ramp,
-            seed=config.run.seed,
-        )
         self._dev: tuple[Tensor, Tensor] | None = None
         if config.run.start is None:
             centre(model.codebook, *self._embeddings_and_counts())
@@ -189,16 +173,7 @@ class AutoencodeStage:
         return figures
 
     def _dev_windows(self) -> tuple[Tensor, Tensor]:
-        data, tokens = self.config.data, text_tokenizer(self.model.tokenizer)
-        rows: list[list[int]] = []
-        for text in read_texts(str(data.dev)):
-            row = list(tokens.ids(text))[: data.dev_window]
-            if len(row) == data.dev_window:
-                rows.append(row)
-            if len(rows) == data.dev_windows:
-                break
-        if not rows:
-            raise TrainingError(f"{data.dev} has no text of {data.dev_window} tokens")
+        rows = dev_windows(self.config, self.model.tokenizer)
         ids = torch.tensor(rows, device=self.model.device)
         return ids, base_surprisal(self.model, ids)
 

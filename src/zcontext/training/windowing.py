@@ -1,0 +1,75 @@
+"""What the stages that learn from windows of a corpus share: the windows they train and judge on.
+
+What this module does not know: models, losses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zcontext.errors import TrainingError
+from zcontext.tokenization import text_tokenizer
+from zcontext.training.config import TrainConfig
+from zcontext.training.data import Corpus, WindowSampler, read_texts
+
+
+def open_sampler(config: TrainConfig, *, max_depth: int) -> WindowSampler:
+    """The run's batches.
+
+    Args:
+        config: The run's settings.
+        max_depth: Codes per symbol of the codec.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        TrainingError: There are no shards, or one is not readable.
+    """
+    data = config.data
+    if not data.shards:
+        raise TrainingError(
+            f"the {config.run.stage} stage needs [data] shards; see `zcontext prepare`"
+        )
+    return WindowSampler(
+        corpus=Corpus.load(data.shards),
+        batch_tokens=data.batch_tokens,
+        min_window=data.min_window,
+        max_window=data.max_window,
+        min_ratio=data.min_ratio,
+        max_ratio=data.max_ratio,
+        max_depth=max_depth,
+        full_depth_share=data.full_depth_share,
+        memory_share=data.memory_share,
+        ratio_ramp=data.ratio_ramp,
+        seed=config.run.seed,
+    )
+
+
+def dev_windows(config: TrainConfig, tokenizer: Any, *, batch: int = 1) -> list[list[int]]:
+    """The windows that the health figures are taken on: one from the start of each text.
+
+    Args:
+        config: The run's settings; `[data] dev` names the texts.
+        tokenizer: The base's fast tokenizer.
+        batch: Windows that are measured together; figures are means over whole batches.
+
+    Returns:
+        Token ids, a multiple of `batch` windows.
+
+    Raises:
+        TrainingError: There are fewer than `batch` texts long enough.
+    """
+    data, tokens = config.data, text_tokenizer(tokenizer)
+    rows: list[list[int]] = []
+    for text in read_texts(str(data.dev)):
+        row = list(tokens.ids(text))[: data.dev_window]
+        if len(row) == data.dev_window:
+            rows.append(row)
+        if len(rows) == data.dev_windows:
+            break
+    if len(rows) < batch:
+        raise TrainingError(
+            f"{data.dev} has {len(rows)} texts of {data.dev_window} tokens, {batch} are needed"
+        )
+    return rows[: len(rows) - len(rows) % batch]

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from zcontext.evaluation.pages import RESTORED, number
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 BUNDLE = ROOT / "bundles" / "smollm2-135m"
@@ -30,33 +32,14 @@ def estimate(value: dict[str, float], digits: int) -> str:
     return f"{value['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def number(value: Any, digits: int) -> str:
-    """A figure, whether or not it has an interval."""
-    if isinstance(value, dict):
-        value = value["value"]
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def reconstruction(found: dict[str, Any]) -> list[str]:
     """The table of `zcontext eval reconstruct`."""
-    names = (
-        ("tokens per symbol, effective", "effective_ratio", 2),
-        ("h: bits per token, plain base", "h", 2),
-        ("c: bits per token behind the symbols", "c", 2),
-        ("rate bound, bits per token", "bound", 2),
-        ("share of the bound used", "bound_share", 2),
-        ("shuffled gap, bits per token", "shuffled_gap", 2),
-        ("tokens right, teacher-forced", "forced_accuracy", 3),
-        ("tokens right, decoded freely", "free_accuracy", 3),
-        ("BLEU-4, decoded freely", "bleu", 1),
-        ("numbers and names kept", "facts_kept", 2),
-    )
     rows = found["rows"]
     lines = [
         "| ratio | " + " | ".join(f"{row['ratio']:g}x" for row in rows) + " |",
         "|---|" + "---|" * len(rows),
     ]
-    for label, key, digits in names:
+    for label, key, digits in RESTORED:
         lines.append(f"| {label} | " + " | ".join(number(r[key], digits) for r in rows) + " |")
     return lines
 

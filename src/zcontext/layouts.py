@@ -40,7 +40,7 @@ def embed_pieces(model: ZLanguageModel, pieces: Sequence[Piece]) -> Tensor:
 
     Args:
         model: The model.
-        pieces: Token ids and symbols of its codec; one piece or more, none empty.
+        pieces: Token ids and symbols of its codec; one piece or more.
 
     Returns:
         `[n_positions, hidden]`, outside of any gradient.
@@ -48,7 +48,7 @@ def embed_pieces(model: ZLanguageModel, pieces: Sequence[Piece]) -> Tensor:
     rows = [
         embed_symbols(model, piece)
         if isinstance(piece, Symbols)
-        else model.embed_tokens(torch.tensor([piece]))[0]
+        else model.embed_tokens(torch.tensor([piece], dtype=torch.long))[0]
         for piece in pieces
     ]
     return torch.cat(rows).detach()

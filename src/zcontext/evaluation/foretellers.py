@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from zcontext.config import Role
-from zcontext.evaluation.rereading import embed_piece
 from zcontext.evaluation.respondents import base_identity, infer_identity
+from zcontext.layouts import embed_pieces
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import Piece, encode_messages, encode_parts, n_positions
 from zcontext.spans import ChatMessage, Part
@@ -99,8 +99,7 @@ def following_bits(
     """
     target = torch.tensor(list(following), device=model.device)
     n_prompt, n = n_positions(pieces), len(following)
-    rows = [embed_piece(model, piece) for piece in [*pieces, list(following[:-1])]]
-    embedded = torch.cat(rows).unsqueeze(0)
+    embedded = embed_pieces(model, [*pieces, list(following[:-1])]).unsqueeze(0)
     length = n_prompt + n - 1
     with model.using(role):
         hidden = model.run(

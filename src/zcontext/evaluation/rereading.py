@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zcontext.caches import fork
 from zcontext.config import GenerationSettings, Role
-from zcontext.decompressor import embed_symbols
 from zcontext.generation import Prefill, generate
+from zcontext.layouts import embed_pieces
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import Piece
 from zcontext.vocabulary import Symbols
@@ -54,7 +54,7 @@ class Rereader:
         n = len(signs)
         # The last position is always read again: its scores choose the first token.
         n_shared = min(_common(signs, self._signs), n - 1)
-        embedded = torch.cat([embed_piece(self.model, piece) for piece in pieces]).detach()
+        embedded = embed_pieces(self.model, pieces)
         past = self._read(embedded, n_shared)
         self._signs, self._past = signs, past
         room = self.model.context_length - n
@@ -84,21 +84,6 @@ class Rereader:
                 cache=past,
                 use_cache=True,
             ).cache
-
-
-def embed_piece(model: ZLanguageModel, piece: Piece) -> Tensor:
-    """Token ids or symbols as what a model reads.
-
-    Args:
-        model: The model.
-        piece: Ids or symbols.
-
-    Returns:
-        `[position, hidden]`.
-    """
-    if isinstance(piece, Symbols):
-        return embed_symbols(model, piece)
-    return model.embed_tokens(torch.tensor([piece], dtype=torch.long))[0]
 
 
 def _signs(piece: Piece) -> list[Hashable]:

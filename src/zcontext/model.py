@@ -131,27 +131,34 @@ class ZLanguageModel:
             role: The role, or None for the plain base.
 
         Yields:
-            Nothing; role and mode are put back afterwards.
+            Nothing; role and mode are put back afterwards, and so is torch's gradient mode: an
+            interrupt inside `torch.no_grad` itself, between its switch and the body, would leave
+            the whole thread without gradients.
         """
         model = self.base.model
+
+        def put_back() -> None:
+            torch.set_grad_enabled(gradients)
+            if training:
+                model.train()
+            # The role may be as before and its layers not: an interrupt came within a switch.
+            if before != role or self.adapters.role != before:
+                self.adapters.activate(before)
+
         with self.lock:
             before, training = self.adapters.role, model.training
+            gradients = torch.is_grad_enabled()
             try:
-                if before != role:
-                    self.adapters.activate(role)
-                if training:
-                    model.eval()
-                yield
+                try:
+                    if before != role:
+                        self.adapters.activate(role)
+                    if training:
+                        model.eval()
+                    yield
+                finally:
+                    put_back()
             finally:
-                if training:
-                    model.train()
-                # Also after an interrupt in the middle of the switch above, or of this one.
-                if before != role or self.adapters.role != before:
-                    try:
-                        self.adapters.activate(before)
-                    except KeyboardInterrupt:
-                        self.adapters.activate(before)
-                        raise
+                put_back()  # an interrupt may have come in the middle of the first
 
     def add_composer(self) -> Composer:
         """The autoregressive writer's part, new: it begins as a copy of the one-pass writer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import sys
 import threading
 import time
 from hashlib import sha256
@@ -226,6 +227,50 @@ def test_the_first_spans_of_ten_megabytes_are_there_at_once(compressor):
     assert tuple(first) == alone.spans
 
 
+class Interrupt:
+    """Raises KeyboardInterrupt at the k-th line run in some files, as a signal might."""
+
+    def __init__(self, files: tuple[str, ...], *, at: int) -> None:
+        self.n_lines = 0
+        self.line = ""
+        self._files, self._at = files, at
+
+    def __call__(self, frame, event, arg):
+        if not frame.f_code.co_filename.endswith(self._files):
+            return None
+        if event == "line":
+            self.n_lines += 1
+            if self.n_lines == self._at:
+                self.line = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self
+
+
+def test_ctrl_c_in_any_line_that_switches_a_state_leaves_no_trace():
+    model = tiny_z()
+    job = ZCompressor(model)
+    files = ("grad_mode.py", "contextlib.py", "_contextlib.py", "model.py", "adapters.py")
+
+    def interrupted(at: int) -> Interrupt:
+        tracer = Interrupt(files, at=at)
+        before = sys.gettrace()
+        sys.settrace(tracer)
+        try:
+            job.compress("The quick brown fox jumps over the lazy dog.")
+        except KeyboardInterrupt:
+            assert tracer.line
+        finally:
+            sys.settrace(before)
+        return tracer
+
+    for at in range(1, interrupted(0).n_lines + 1):
+        line = interrupted(at).line
+        assert torch.is_grad_enabled(), line
+        assert model.adapters.role is None, line
+        assert model.lock.acquire(blocking=False), line
+        model.lock.release()
+
+
 @pytest.mark.parametrize("delay", [0.05, 0.11, 0.18])
 def test_ctrl_c_at_any_moment_leaves_store_and_model_consistent(tmp_path, delay):
     model = tiny_z()
@@ -242,6 +287,7 @@ def test_ctrl_c_at_any_moment_leaves_store_and_model_consistent(tmp_path, delay)
                 texts = [text + "!" for text in texts]
         timer.join()
         assert model.adapters.role is None
+        assert torch.is_grad_enabled()
         assert len(model.base.model.base_model.layers) == 4
         assert model.lock.acquire(blocking=False)
         model.lock.release()

@@ -34,7 +34,11 @@ def text() -> str:
 def test_its_files_are_small_enough_to_keep_and_it_has_a_card() -> None:
     folder = find_bundle(DEFAULT_BUNDLE)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    assert set(sizes) == {"manifest.json", "README.md", *(f"{p}.safetensors" for p in PARTS)}
+    assert set(sizes) == {
+        "manifest.json",
+        "README.md",
+        *(f"{p}.safetensors" for p in (*PARTS, "channel")),
+    }
     assert max(sizes.values()) <= 16 * MIB
     assert sum(sizes.values()) <= 60 * MIB
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -68,6 +72,18 @@ def test_the_decompressor_reads_the_symbols_and_not_its_own_expectations(
         right, _ = restore_loss(model, symbols, windows)
         wrong, _ = restore_loss(model, symbols.roll(1, dims=0), windows)
     assert float((wrong - right)[:, :-1].mean()) * BITS > 1.5
+
+
+def test_the_channel_hears_what_the_reader_alone_misses(
+    compressor: ZCompressor, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = compressor.compress(text[:600], ratio=4)
+    heard = overall_fidelity(measure_fidelity(compressor.model, document, text[:600]))
+    monkeypatch.setattr(compressor.model, "channel", None)
+    alone = overall_fidelity(measure_fidelity(compressor.model, document, text[:600]))
+    assert heard.token_accuracy > 0.8
+    assert heard.token_accuracy > alone.token_accuracy + 0.05
+    assert heard.bits_missing < 0.7 * alone.bits_missing
 
 
 def test_the_same_text_gives_the_same_symbols(compressor: ZCompressor, text: str) -> None:

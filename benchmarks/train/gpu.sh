@@ -4,6 +4,7 @@
 #
 #   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise and shard
 #   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
+#   bash benchmarks/train/gpu.sh channel                          # minutes
 #   bash benchmarks/train/gpu.sh read
 #   bash benchmarks/train/gpu.sh autoregress                      # the optional second writer
 #   bash benchmarks/train/gpu.sh evaluate
@@ -17,13 +18,18 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
 zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
 
-case "${1:?give a step: prepare, autoencode, read, autoregress or evaluate}" in
+case "${1:?give a step: prepare, autoencode, channel, read, autoregress or evaluate}" in
 prepare)
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz "$DATA"/corpus/books.jsonl.gz \
         --out runs/shards --no-surprisal
     ;;
 autoencode | read)
     zcontext train "benchmarks/train/gpu-$1.toml"
+    ;;
+channel)
+    zcontext train benchmarks/train/channel.toml --set run.start=runs/gpu-autoencode/bundle \
+        --set run.out=runs/gpu-channel --set run.bundle=runs/gpu-channel/bundle \
+        --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
     ;;
 autoregress)
     zcontext train benchmarks/train/autoregress.toml
@@ -33,7 +39,7 @@ evaluate)
     zcontext eval qa "$DATA"/qa/xquad-dev.jsonl.gz --bundle runs/gpu-read/bundle --limit 200
     ;;
 *)
-    echo "unknown step $1: give prepare, autoencode, read, autoregress or evaluate" >&2
+    echo "unknown step $1: give prepare, autoencode, channel, read, autoregress or evaluate" >&2
     exit 2
     ;;
 esac

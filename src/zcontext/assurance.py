@@ -21,7 +21,7 @@ from typing import Final
 from zcontext.drafts import Draft
 from zcontext.errata import Errata, edits_between
 from zcontext.fidelity import Reading, read_span, with_fidelity
-from zcontext.layouts import lay_out
+from zcontext.layouts import lay_span
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.tokenization import decoded
@@ -66,8 +66,7 @@ class Assurance:
         if not settings.measures:
             return span
         before = Symbols(draft.earlier, draft.vocabulary.size, draft.vocabulary.tag)
-        n_tokens = len(span.tokens)
-        layout = lay_out(self._model, before, span.symbols, n_tokens, ends=span.ends)
+        layout = lay_span(self._model, before, span)
         reading = read_span(self._model, layout, _ids(draft, span)).sparing(span)
         wanting = reading.accuracy < settings.floor and settings.on_low_fidelity == "finer"
         if wanting and draft.finer():

@@ -28,6 +28,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.sealing import (
     OPTIONAL_PARTS,
     PARTS,
+    channel_state,
     codebook_state,
     composer_state,
     load_composer,
@@ -88,6 +89,8 @@ def _write_parts(model: ZLanguageModel, folder: Path, training: dict[str, Any]) 
     states = {part: part_state(model.codebook, model.adapters, part) for part in PARTS}
     if model.composer is not None:
         states["compose"] = composer_state(model.composer, model.adapters)
+    if model.channel is not None:
+        states["channel"] = channel_state(model.channel)
     for part, state in states.items():
         data = save(state)
         (folder / f"{part}.safetensors").write_bytes(data)
@@ -273,7 +276,7 @@ def _check_rank(
     folder: str | Path, config: CodecConfig, parts: dict[str, dict[str, Tensor]]
 ) -> None:
     """Refuse a rank that the adapters do not have, before memory is taken for it."""
-    for part in {*ROLES, *OPTIONAL_PARTS} & set(parts):
+    for part in {*ROLES, "compose"} & set(parts):
         ranks = {t.shape[0] for name, t in parts[part].items() if ".lora_A" in name}
         if ranks != {config.lora_rank}:
             raise BundleError(
@@ -298,6 +301,8 @@ def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:
                 model.codebook.load_state_dict(codebook_state(state))
             elif part == "compose":
                 load_composer(model.add_composer(), model.adapters, state)
+            elif part == "channel":
+                model.add_channel().load_state_dict({n: t.float() for n, t in state.items()})
             else:
                 model.adapters.load(part, state)  # type: ignore[arg-type]
         except (RuntimeError, UnsupportedBaseError) as error:

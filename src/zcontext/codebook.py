@@ -166,6 +166,21 @@ class Codebook(nn.Module):
         summed: Tensor = self.mean_embedding + pooled
         return summed
 
+    def place_weights(self, lengths: Tensor) -> Tensor:
+        """What `pool` multiplies each token of a segment by.
+
+        Args:
+            lengths: Tokens of each segment, int64 `[k]`, at least 1.
+
+        Returns:
+            `[k, longest]`, 0 behind a segment's end.
+        """
+        place = torch.arange(int(lengths.max()), device=lengths.device)
+        bucket = (place * N_PLACES // lengths.unsqueeze(-1)).clamp_max(N_PLACES - 1)
+        inside = place < lengths.unsqueeze(-1)
+        weight = self.place_logits.exp()[bucket] * inside
+        return weight / weight.sum(-1, keepdim=True) * lengths.unsqueeze(-1)
+
     def slot_inputs(self, pooled: Tensor) -> Tensor:
         """What the writer reads at its slots.
 

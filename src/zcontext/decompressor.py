@@ -17,7 +17,7 @@ from zcontext.config import DEFAULT_RATIO, GenerationSettings
 from zcontext.errata import Errata
 from zcontext.errors import CodecMismatchError, ConfigError, CorruptSpanError
 from zcontext.generation import Decoding, Prefill, generate
-from zcontext.layouts import SpanLayout, embed_symbols, lay_out, span_layouts
+from zcontext.layouts import SpanLayout, embed_symbols, lay_out, lay_span, span_layouts
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.text_feed import TextFeed
@@ -298,18 +298,14 @@ class ZDecompressor:
             return [self._span_row(span, layout) for span, layout in layouts]
         if isinstance(document, ZSpan) and document.is_literal:
             return [document.literals[0].text]
-        symbols = document.symbols if isinstance(document, ZSpan) else document
-        ends = document.ends if isinstance(document, ZSpan) else None
-        vocabulary.check(symbols)
-        if isinstance(document, ZSpan):
-            n_tokens = len(document.tokens)
-        elif n_tokens is None and not len(symbols):
-            return []
-        length = n_tokens or round(DEFAULT_RATIO * len(symbols))
         nothing = Symbols((), vocabulary.size, vocabulary.tag)
-        layout = lay_out(model, nothing, symbols, length, ends=ends)
         if isinstance(document, ZSpan):
-            return [self._span_row(document, layout)]
+            vocabulary.check(document.symbols)
+            return [self._span_row(document, lay_span(model, nothing, document))]
+        vocabulary.check(document)
+        if n_tokens is None and not len(document):
+            return []
+        layout = lay_out(model, nothing, document, n_tokens or round(DEFAULT_RATIO * len(document)))
         return [self._row(layout, forced=n_tokens is not None)]
 
     def _span_row(self, span: ZSpan, layout: SpanLayout) -> Prefill | str:
@@ -339,4 +335,5 @@ class ZDecompressor:
             next_position=m + 1,
             max_new_tokens=n if forced else min(2 * n, model.context_length - m - 1),
             forced=forced,
+            voices=layout.voices,
         )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from zcontext.documents import joined_parts
 from zcontext.errors import CodecMismatchError, SpanError
 from zcontext.fragile import losable_places
+from zcontext.hearing import heard
 from zcontext.layouts import SpanLayout, span_layouts
 from zcontext.model import ZLanguageModel
 from zcontext.spans import Fidelity, Part, ZDocument, ZSpan
@@ -90,6 +91,7 @@ def read_span(model: ZLanguageModel, layout: SpanLayout, ids: Sequence[int]) -> 
             offset=layout.n_memory,
         )[0]
         scores = model.logits(states).masked_fill(~text_only.to(model.device), -torch.inf)
+        scores = heard(model, layout.voices, scores, tokens[0])
         target = tokens[0].to(model.device)
         nats: Tensor = nn.functional.cross_entropy(scores, target, reduction="none")
         # A token that no text is decoded to (an "unknown") costs as much as naming it.

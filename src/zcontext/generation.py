@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from zcontext.caches import fork, rows_of
+from zcontext.channel import Lanes
 from zcontext.config import GenerationSettings, Role
 from zcontext.errors import ConfigError, ModelError
+from zcontext.hearing import Listener, Track, Voices
 from zcontext.model import ZLanguageModel
 from zcontext.spans import StopReason
 from zcontext.text_feed import TextFeed
@@ -34,6 +36,7 @@ class Prefill:
         max_new_tokens: Tokens generated at most.
         forced: Generate exactly `max_new_tokens` tokens of text: nothing ends the row before.
         corrections: Tokens that stand at given places of the text whatever the model says.
+        voices: Which symbol speaks of which token of the text, for a channel.
     """
 
     embeddings: Tensor
@@ -42,6 +45,7 @@ class Prefill:
     max_new_tokens: int
     forced: bool = False
     corrections: Mapping[int, int] = field(default_factory=dict)
+    voices: Voices | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class _Row:
         self._feed = TextFeed(tokenizer, stop=() if prompt.forced else settings.stop)
         # A generator of its own: a row draws the same numbers whoever shares its batch.
         self._noise = torch.Generator().manual_seed(settings.seed)
+        self.track: Track | None = None
 
     def choose(self, scores: Tensor) -> int:
         """The next token from scores `[vocab]`."""
@@ -115,6 +120,8 @@ class _Row:
             text = self._feed.finish()
         else:
             self.ids.append(token)
+            if self.track is not None:
+                self.track.take(token)
             text = self._feed.push(token)
             if self._feed.stopped:
                 self.reason = "stop"
@@ -168,6 +175,11 @@ class Decoding:
         ends = structure | {model.end_token}
         self._rows = [_Row(p, settings, model.tokenizer, ends) for p in prompts]
         self._active = list(range(len(prompts)))
+        self._listener: Listener | None = None
+        for row in self._rows:
+            if row.prompt.voices is not None:
+                self._listener = self._listener or Listener(model)
+                row.track = Track(row.prompt.voices, self._listener)
         # Ids beyond the tokenizer's have no text; structure is none either where text is forced.
         vocab = torch.arange(model.base_vocab) < len(model.tokenizer)
         self._allowed = vocab.to(model.device)
@@ -198,7 +210,7 @@ class Decoding:
             scores = self._model.logits(hidden[:, -1])
             forced = [self._rows[row].prompt.forced for row in self._active]
             allowed = torch.stack([self._text_only if f else self._allowed for f in forced])
-            scores = scores.masked_fill(~allowed, -torch.inf)
+            scores = self._heard(scores.masked_fill(~allowed, -torch.inf))
             if bool(scores.isnan().any()):
                 raise ModelError(
                     "the base gives scores that are not numbers; load it with dtype='fp32' or "
@@ -213,6 +225,17 @@ class Decoding:
         ]
         self._drop_ended()
         return emitted
+
+    def _heard(self, scores: Tensor) -> Tensor:
+        """Scores `[active, vocab]`, those of rows with a channel weighed by it."""
+        tracks = [self._rows[row].track for row in self._active]
+        speaking = [at for at, t in enumerate(tracks) if t is not None and t.lanes is not None]
+        if self._listener is None or not speaking:
+            return scores
+        lanes = Lanes.joined([t.lanes for t in tracks if t is not None and t.lanes is not None])
+        index = torch.tensor(speaking, device=scores.device)
+        weighed = self._listener.weigh(scores[index], lanes)
+        return scores.float().index_copy(0, index, weighed)
 
     def results(self) -> list[Generated]:
         """What every row became, in order; only when `done`."""

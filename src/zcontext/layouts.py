@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from zcontext.errors import ContextOverflowError
+from zcontext.hearing import Listener, Voices
 from zcontext.model import ZLanguageModel
 from zcontext.passes import spread_positions
 from zcontext.prompts import Piece
-from zcontext.spans import ZDocument
+from zcontext.spans import ZDocument, ZSpan
 from zcontext.vocabulary import Symbols
+from zcontext.windows import Extent
 
 
 def embed_symbols(model: ZLanguageModel, symbols: Symbols) -> Tensor:
@@ -63,12 +65,15 @@ class SpanLayout:
         positions: Their positions: memory consecutive, the span's where segments end.
         n_memory: Symbols of memory; the start token stands at this position.
         n_tokens: Length of the text.
+        voices: Which symbol speaks of which token, where that is known and the codec has a
+            channel to hear it.
     """
 
     symbols: Tensor
     positions: Tensor
     n_memory: int
     n_tokens: int
+    voices: Voices | None = None
 
 
 def lay_out(
@@ -78,6 +83,7 @@ def lay_out(
     n_tokens: int,
     *,
     ends: Sequence[int] | None = None,
+    literals: Sequence[Extent] = (),
 ) -> SpanLayout:
     """Lay out one span.
 
@@ -87,6 +93,7 @@ def lay_out(
         symbols: Of the span.
         n_tokens: Tokens they stand for.
         ends: Where their segments end; None spreads them evenly.
+        literals: Tokens of the span that are kept as text.
 
     Returns:
         The layout.
@@ -106,7 +113,29 @@ def lay_out(
     else:
         spread = torch.tensor(ends) + m
     embeddings = torch.cat([embed_symbols(model, memory), embed_symbols(model, symbols)])
-    return SpanLayout(embeddings, torch.cat([torch.arange(m), spread]), m, n_tokens)
+    voices = None
+    if model.channel is not None and ends is not None and len(symbols):
+        voices = Listener(model).voices(symbols, ends, n_tokens, literals=literals)
+    return SpanLayout(embeddings, torch.cat([torch.arange(m), spread]), m, n_tokens, voices)
+
+
+def lay_span(model: ZLanguageModel, memory: Symbols, span: ZSpan) -> SpanLayout:
+    """Lay out a span of symbols.
+
+    Args:
+        model: The model that reads.
+        memory: Symbols that stood before the span when it was written.
+        span: Of its codec.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ContextOverflowError: It needs more positions than the base has.
+    """  # noqa: DOC502 - raised by lay_out
+    literals = [literal.tokens for literal in span.literals]
+    n_tokens = len(span.tokens)
+    return lay_out(model, memory, span.symbols, n_tokens, ends=span.ends, literals=literals)
 
 
 def span_layouts(model: ZLanguageModel, document: ZDocument) -> Iterator[SpanLayout]:
@@ -130,6 +159,6 @@ def span_layouts(model: ZLanguageModel, document: ZDocument) -> Iterator[SpanLay
                 embed_symbols(model, nothing), torch.zeros(0).long(), 0, len(span.tokens)
             )
             continue
-        yield lay_out(model, memory, span.symbols, len(span.tokens), ends=span.ends)
+        yield lay_span(model, memory, span)
         if document.memory:
             memory = (memory + span.symbols)[-document.memory :]

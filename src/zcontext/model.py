@@ -8,17 +8,19 @@ windows, budgets over a document, decoding loops, files (see `bundle.py`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zcontext.adapters import RoleAdapters, decoder_layers, first_layers
+from zcontext.channel import Channel
 from zcontext.codebook import Codebook, Quantised
 from zcontext.composer import Composer
 from zcontext.config import CodecConfig, Role
+from zcontext.holding import held
 from zcontext.loading import LoadedBase
 from zcontext.passes import ReadState, RunOutput
 from zcontext.relaxation import Quantiser
@@ -55,6 +57,7 @@ class ZLanguageModel:
             seed=seed,
         ).to(base.device)
         self.composer: Composer | None = None
+        self.channel: Channel | None = None
         self.codec = ""
         self.seal()
 
@@ -116,49 +119,27 @@ class ZLanguageModel:
         Call after changing parameters by hand. The digest covers the base, the codebook and the
         adapters COMPRESS and DECOMPRESS; others may be trained further, stored symbols stay valid.
         """
-        round_to_storage(self.codebook, self.adapters)
+        round_to_storage(self.codebook, self.adapters, self.channel)
         if self.composer is not None:
             seal_composer(self.composer, self.adapters)
         self.codec = codec_digest(
-            self.codebook, self.adapters, config=self.config, base_sha256=self.base.sha256
+            self.codebook,
+            self.adapters,
+            self.channel,
+            config=self.config,
+            base_sha256=self.base.sha256,
         )
 
-    @contextmanager
-    def using(self, role: Role | None) -> Iterator[None]:
+    def using(self, role: Role | None) -> AbstractContextManager[None]:
         """Hold the model with one adapter active, in evaluation mode.
 
         Args:
             role: The role, or None for the plain base.
 
-        Yields:
-            Nothing; role and mode are put back afterwards, and so is torch's gradient mode: an
-            interrupt inside `torch.no_grad` itself, between its switch and the body, would leave
-            the whole thread without gradients.
+        Returns:
+            A context; role and modes are put back when it is left.
         """
-        model = self.base.model
-
-        def put_back() -> None:
-            torch.set_grad_enabled(gradients)
-            if training:
-                model.train()
-            # The role may be as before and its layers not: an interrupt came within a switch.
-            if before != role or self.adapters.role != before:
-                self.adapters.activate(before)
-
-        with self.lock:
-            before, training = self.adapters.role, model.training
-            gradients = torch.is_grad_enabled()
-            try:
-                try:
-                    if before != role:
-                        self.adapters.activate(role)
-                    if training:
-                        model.eval()
-                    yield
-                finally:
-                    put_back()
-            finally:
-                put_back()  # an interrupt may have come in the middle of the first
+        return held(self.base.model, self.adapters, self.lock, role)
 
     def add_composer(self) -> Composer:
         """The autoregressive writer's part, new: it begins as a copy of the one-pass writer."""
@@ -168,6 +149,13 @@ class ZLanguageModel:
             self.adapters.add("compose")
             self.adapters.load("compose", self.adapters.state("compress"))
         return self.composer
+
+    def add_channel(self) -> Channel:
+        """The decompressor's channel, new: it begins as one that changes nothing."""
+        if self.channel is None:
+            self.channel = Channel(hidden_size=self.hidden_size, vocab_size=self.base_vocab)
+            self.channel.to(self.device).requires_grad_(False)
+        return self.channel
 
     def parameters_of(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Adapter parameters of some roles, named `role/name`.

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 from zcontext.adapters import RoleAdapters
+from zcontext.channel import Channel
 from zcontext.codebook import Codebook
 from zcontext.composer import Composer
 from zcontext.config import ROLES, CodecConfig
 
 STORAGE = torch.float16
 PARTS = ("codebook", *ROLES)
-OPTIONAL_PARTS = ("compose",)
-"""Parts that a bundle may have: the autoregressive writer's adapter and composer."""
+OPTIONAL_PARTS = ("compose", "channel")
+"""Parts that a bundle may have: the autoregressive writer's adapter and composer; the channel."""
 DIGESTED = ("codebook", "compress", "decompress")
-"""Parts that give a stored symbol its meaning. INFER only reads them; the autoregressive writer
-chooses other symbols for a text, which mean what the codebook and DECOMPRESS say all the same."""
+"""Parts that give a stored symbol its meaning, with the channel where there is one. INFER only
+reads symbols; the autoregressive writer chooses others for a text, which mean what the codebook and
+DECOMPRESS say all the same."""
 
 _RECIPE = 1
 """Counted up when the same numbers come to mean something else."""
@@ -127,14 +129,32 @@ def seal_composer(composer: Composer, adapters: RoleAdapters) -> None:
     composer.digest = digest.hexdigest()
 
 
-def round_to_storage(codebook: Codebook, adapters: RoleAdapters) -> None:
+def channel_state(channel: Channel) -> dict[str, Tensor]:
+    """The tensors of the part "channel" in storage precision, on the CPU.
+
+    Args:
+        channel: The channel.
+
+    Returns:
+        Name to tensor.
+    """
+    state = channel.state_dict()
+    return {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
+
+
+def round_to_storage(
+    codebook: Codebook, adapters: RoleAdapters, channel: Channel | None = None
+) -> None:
     """Round every learned value to what a bundle keeps, so that saving changes nothing.
 
     Args:
         codebook: Changed in place.
         adapters: Changed in place.
+        channel: Changed in place, where there is one.
     """
     with torch.no_grad():
+        if channel is not None:
+            channel.load_state_dict(channel_state(channel))
         codebook.load_state_dict(codebook_state(part_state(codebook, adapters, "codebook")))
         for role in ROLES:
             for parameter in adapters.named_parameters(role).values():
@@ -142,13 +162,19 @@ def round_to_storage(codebook: Codebook, adapters: RoleAdapters) -> None:
 
 
 def codec_digest(
-    codebook: Codebook, adapters: RoleAdapters, *, config: CodecConfig, base_sha256: str
+    codebook: Codebook,
+    adapters: RoleAdapters,
+    channel: Channel | None = None,
+    *,
+    config: CodecConfig,
+    base_sha256: str,
 ) -> str:
     """Name of a codec: what determines which symbols a text gets and what they decode to.
 
     Args:
         codebook: The codebook.
         adapters: The adapters; INFER does not count.
+        channel: The channel, where there is one.
         config: Shape of the codec.
         base_sha256: Of the base's weights.
 
@@ -158,8 +184,11 @@ def codec_digest(
     digest = hashlib.sha256()
     shape = dataclasses.asdict(config)
     digest.update(json.dumps([_RECIPE, shape, base_sha256], sort_keys=True).encode())
-    for part in DIGESTED:
-        for name, tensor in sorted(part_state(codebook, adapters, part).items()):
+    states = {part: part_state(codebook, adapters, part) for part in DIGESTED}
+    if channel is not None:
+        states["channel"] = channel_state(channel)
+    for part, state in states.items():
+        for name, tensor in sorted(state.items()):
             digest.update(f"{part}/{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

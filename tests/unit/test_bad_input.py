@@ -249,7 +249,7 @@ class Interrupt:
 def test_ctrl_c_in_any_line_that_switches_a_state_leaves_no_trace():
     model = tiny_z()
     job = ZCompressor(model)
-    files = ("grad_mode.py", "contextlib.py", "_contextlib.py", "model.py", "adapters.py")
+    files = ("grad_mode.py", "contextlib.py", "_contextlib.py", "holding.py", "adapters.py")
 
     def interrupted(at: int) -> Interrupt:
         tracer = Interrupt(files, at=at)

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import torch
 
+from zcontext.fidelity import read_span
+from zcontext.layouts import lay_out
 from zcontext.model import ZLanguageModel
 from zcontext.tokenization import text_tokenizer
 from zcontext.training.objective import BITS, base_surprisal, restore_loss
@@ -115,6 +117,8 @@ class ModelJudge:
             (len(ids), len(item.symbols), item.symbols.depth, int(item.ends is None))
             for ids, item in zip(windows, shown, strict=True)
         ]
+        if model.channel is not None:
+            return [self._heard(ids, item) for ids, item in zip(windows, shown, strict=True)]
         with model.using("decompress"):
             for rows in self._batches(shapes):
                 _, n_symbols, depth, spread = shapes[rows[0]]
@@ -127,6 +131,12 @@ class ModelJudge:
                 for row, b, r in zip(rows, bits.tolist(), right.tolist(), strict=True):
                     results[row] = Forced(b, r)
         return [results[row] for row in range(len(windows))]
+
+    def _heard(self, ids: Sequence[int], item: Shown) -> Forced:
+        """One window under decompressor and channel."""
+        layout = lay_out(self.model, item.symbols[:0], item.symbols, len(ids), ends=item.ends)
+        reading = read_span(self.model, layout, ids)
+        return Forced(sum(reading.bits) / len(ids), reading.accuracy)
 
     def _batches(self, shapes: Iterable[int | tuple[int, ...]]) -> Iterator[list[int]]:
         """Rows of one shape together, so that nothing is padded."""

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 from zcontext.config import CodecConfig, check, from_table, read_toml
 from zcontext.errors import ConfigError
 from zcontext.training.autoregress import AutoregressConfig
+from zcontext.training.listening import ChannelConfig
 from zcontext.training.objective import AutoencodeConfig
 from zcontext.training.reading import ReadConfig
 
-StageName = Literal["autoencode", "read", "autoregress"]
+StageName = Literal["autoencode", "channel", "read", "autoregress"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class RunConfig:
     """The run itself.
 
     Attributes:
-        stage: "autoencode", "read" or "autoregress".
+        stage: "autoencode", "channel", "read" or "autoregress".
         out: Folder of checkpoints and logs.
         bundle: Folder the trained bundle is written to.
         start: Bundle to start from; None starts from a fresh codec.
@@ -180,6 +181,7 @@ class TrainConfig:
         data: Windows.
         optimiser: AdamW.
         autoencode: Objective of the autoencode stage.
+        channel: Objective of the channel stage.
         read: Objective of the read stage.
         autoregress: Objective of the autoregress stage.
     """
@@ -190,6 +192,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     autoencode: AutoencodeConfig = field(default_factory=AutoencodeConfig)
+    channel: ChannelConfig = field(default_factory=ChannelConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     autoregress: AutoregressConfig = field(default_factory=AutoregressConfig)
 

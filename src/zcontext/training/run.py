@@ -14,6 +14,7 @@ from zcontext.bundle import fill, read_manifest, read_parts, save_bundle
 from zcontext.config import CodecConfig, from_table
 from zcontext.loading import load_base
 from zcontext.model import ZLanguageModel
+from zcontext.sealing import OPTIONAL_PARTS
 from zcontext.training.config import TrainConfig
 from zcontext.training.stages import AutoencodeStage
 from zcontext.training.trainer import Stage, Trainer
@@ -40,7 +41,8 @@ def build_model(config: TrainConfig) -> ZLanguageModel:
     model = ZLanguageModel.create(base, from_table(CodecConfig, manifest["config"]))
     parts = read_parts(config.run.start)
     if config.run.stage == "autoencode":
-        parts.pop("compose", None)  # what it writes for a text, the codec trained on would not
+        for part in OPTIONAL_PARTS:  # what they learned is of the codec as it was
+            parts.pop(part, None)
     fill(model, parts)
     return model
 
@@ -59,6 +61,10 @@ def build_stage(model: ZLanguageModel, config: TrainConfig) -> Stage:
         from zcontext.training.read_stage import ReadStage
 
         return ReadStage(model, config)
+    if config.run.stage == "channel":
+        from zcontext.training.channel_stage import ChannelStage
+
+        return ChannelStage(model, config)
     if config.run.stage == "autoregress":
         from zcontext.training.autoregress_stage import AutoregressStage
 

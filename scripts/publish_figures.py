@@ -34,7 +34,7 @@ def estimate(value: dict[str, float], digits: int) -> str:
 
 def reconstruction(found: dict[str, Any]) -> list[str]:
     """The table of `zcontext eval reconstruct`."""
-    rows = found["rows"]
+    rows = sorted(found["rows"], key=lambda row: row["ratio"])
     lines = [
         "| ratio | " + " | ".join(f"{row['ratio']:g}x" for row in rows) + " |",
         "|---|" + "---|" * len(rows),

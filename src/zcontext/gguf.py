@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -28,6 +29,10 @@ CONVERSION = 1
 """Raised when the conversion changes, so that folders made by the old one are not used."""
 _STALE_SECONDS = 3600.0
 _RECORD = "zcontext-conversion.json"
+_INTEGER_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 10: 8, 11: 8}
+"""Bytes of a GGUF value, by its kind, where that is an integer."""
+_MOST_BLOCKS = 1024
+"""Layers of a file whose tensors' names are out of sight."""
 
 
 def cache_dir() -> Path:
@@ -107,6 +112,7 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     import transformers
 
+    _check_blocks(path)
     options: dict[str, Any] = {}
     # transformers >= 5.20 or so can keep GGUF blocks packed; earlier versions always unpack.
     if hasattr(transformers, "GgufConfig"):
@@ -129,6 +135,31 @@ def _convert(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
     (folder / _RECORD).write_text(json.dumps({"source": path.name, "sizes": sizes}))
+
+
+def _check_blocks(path: Path) -> None:
+    """Refuse a file that says it has more layers than it has: each would be built, to the last."""
+    head = _head(path)
+    key = b".block_count"
+    at = head.find(key)
+    if at < 0:
+        return
+    kind = int.from_bytes(head[at + len(key) : at + len(key) + 4], "little")
+    value = at + len(key) + 4
+    declared = int.from_bytes(head[value : value + _INTEGER_BYTES.get(kind, 0)], "little")
+    present = {int(number) for number in re.findall(rb"blk\.(\d{1,5})\.", head)}
+    most = max(present) + 1 if present else _MOST_BLOCKS
+    if declared > most:
+        raise UnsupportedBaseError(
+            f"{path.name} says it has {declared:,} layers and has at most {most:,}: it is damaged. "
+            "Fetch it again, or use the model's safetensors folder or hub id instead."
+        )
+
+
+def _head(path: Path) -> bytes:
+    """The part of the file that holds its facts, and of most files the names of its tensors."""
+    with path.open("rb") as file:
+        return file.read(1 << 24)
 
 
 def read_tokenizer(path: Path) -> Any:
@@ -163,8 +194,7 @@ def _splitting_rules(path: Path) -> str:
     Found as bytes: the file's own reader takes five seconds to step over the vocabulary.
     """
     key = b"tokenizer.ggml.pre"
-    with path.open("rb") as file:
-        head = file.read(1 << 24)
+    head = _head(path)
     at = head.find(len(key).to_bytes(8, "little") + key)
     if at < 0:
         return ""

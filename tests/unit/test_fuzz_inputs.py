@@ -177,6 +177,20 @@ def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+@pytest.mark.parametrize(("kind", "number"), [(4, 2**24), (5, 2**30), (10, 2**40 + 2), (11, -1)])
+def test_a_gguf_file_that_claims_layers_it_has_not_is_refused_at_once(
+    gguf_bytes: bytes, tmp_path: Path, kind: int, number: int
+) -> None:
+    """A damaged count once had transformers build layers until memory was full."""
+    at = gguf_bytes.index(b".block_count") + len(b".block_count")
+    width = 8 if kind > 5 else 4
+    told = kind.to_bytes(4, "little") + (number % 2 ** (8 * width)).to_bytes(width, "little")
+    path = tmp_path / "tiny.gguf"
+    path.write_bytes(gguf_bytes[:at] + told + gguf_bytes[at + 4 + width :])
+    with pytest.raises(UnsupportedBaseError, match="it is damaged"):
+        gguf._convert(path, tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore")  # numpy's, on numbers that no file should have
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(

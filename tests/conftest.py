@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import tiny_base, tiny_z
+from tiny_training import write_corpus
 from zcontext.loading import LoadedBase
 from zcontext.model import ZLanguageModel
 
@@ -29,3 +30,9 @@ def tiny_model() -> ZLanguageModel:
 def fresh_base() -> LoadedBase:
     """A base of a test's own."""
     return tiny_base()
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A small corpus, as `zcontext prepare` leaves it."""
+    return write_corpus(tmp_path / "shards")

@@ -187,8 +187,7 @@ class Channel(nn.Module):
             deviations: Their embeddings less the mean of text, `[lanes, hidden]`.
         """
         at = lanes.place.unsqueeze(-1)
-        weight = lanes.weights.gather(1, at)
-        lanes.left = lanes.left - weight * deviations
+        lanes.left = lanes.left - _weight(lanes) * deviations
         lanes.said = lanes.said.scatter(1, at, tokens.unsqueeze(-1))
         lanes.place = lanes.place + 1
         lanes.used = _explained(lanes, deviations)
@@ -231,26 +230,28 @@ class Channel(nn.Module):
             The candidates.
         """
         odds = scores.float().log_softmax(-1)
-        wanted = lanes.left @ self.metric
-        weight = lanes.weights.gather(1, lanes.place.unsqueeze(-1))
+        wanted, weight = lanes.left @ self.metric, _weight(lanes)
         fits = (wanted.to(table.dtype) @ table.T).float() - (wanted @ mean).unsqueeze(-1)
         fits = weight * fits - 0.5 * weight.square() * self.strength
         k = min(N_CANDIDATES, odds.shape[-1])
         foreseen = odds.topk(k).indices
         fitting = fits.masked_fill_(odds == -torch.inf, -torch.inf).topk(k).indices
         candidates = torch.cat([foreseen, fitting], dim=-1)
-        features = self._features(odds, candidates, lanes, table[candidates].float() - mean)
+        deviations = table[candidates].float() - mean
+        along = (deviations @ wanted.unsqueeze(-1)).squeeze(-1)  # again, in full precision
+        fit = weight * along - 0.5 * weight.square() * self.strength[candidates]
+        features = self._features(odds, candidates, fit, lanes, deviations)
         twice = (fitting.unsqueeze(-1) == foreseen.unsqueeze(1)).any(-1)
         places = torch.cat([foreseen, fitting.masked_fill(twice, odds.shape[-1])], dim=-1)
         return Nominees(odds, places, features)
 
     def _features(
-        self, odds: Tensor, candidates: Tensor, lanes: Lanes, deviations: Tensor
+        self, odds: Tensor, candidates: Tensor, fit: Tensor, lanes: Lanes, deviations: Tensor
     ) -> Tensor:
         likely = odds.gather(-1, candidates).clamp_min(LEAST)
         common = self.commonness[candidates]
-        fit = self._fit(candidates, lanes, deviations)
         n_left = (lanes.length - lanes.place).float().unsqueeze(-1)
+        fit = fit * USUAL_LEFT / (lanes.noise.exp().unsqueeze(-1) + n_left - 1)
         rows = _row_features(lanes, deviations)
         said = (candidates.unsqueeze(-1) == lanes.said.unsqueeze(1)).sum(-1).float()
         columns = [
@@ -274,14 +275,10 @@ class Channel(nn.Module):
         ]
         return torch.stack(columns, dim=-1)
 
-    def _fit(self, candidates: Tensor, lanes: Lanes, deviations: Tensor) -> Tensor:
-        """Log-likelihood ratio of what is left with each candidate in it, `[lanes, c]`, nats."""
-        weight = lanes.weights.gather(1, lanes.place.unsqueeze(-1))
-        along = (deviations @ (lanes.left @ self.metric).unsqueeze(-1)).squeeze(-1)
-        fit = weight * along - 0.5 * weight.square() * self.strength[candidates]
-        spread = lanes.noise.exp() + (lanes.length - lanes.place - 1)
-        scaled: Tensor = fit * (USUAL_LEFT / spread).unsqueeze(-1)
-        return scaled
+
+def _weight(lanes: Lanes) -> Tensor:
+    """What pooling gives the next token of every lane, `[lanes, 1]`."""
+    return lanes.weights.gather(1, lanes.place.unsqueeze(-1))
 
 
 def _unused(lanes: Lanes) -> Tensor:

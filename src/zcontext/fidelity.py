@@ -25,7 +25,7 @@ from zcontext.hearing import heard
 from zcontext.layouts import SpanLayout, span_layouts
 from zcontext.model import ZLanguageModel
 from zcontext.spans import Fidelity, Part, ZDocument, ZSpan
-from zcontext.tokenization import TokenizedText, special_ids, text_tokenizer
+from zcontext.tokenization import TokenizedText, text_mask, text_tokenizer
 from zcontext.vocabulary import utf8_bytes
 
 
@@ -77,8 +77,7 @@ def read_span(model: ZLanguageModel, layout: SpanLayout, ids: Sequence[int]) -> 
     Returns:
         The reading.
     """
-    text_only = torch.arange(model.base_vocab) < len(model.tokenizer)
-    text_only[sorted(special_ids(model.tokenizer) | {model.end_token})] = False
+    text_only = text_mask(model.tokenizer, model.base_vocab)
     tokens = torch.tensor([list(ids)])
     inputs = torch.cat([torch.tensor([[model.start_token]]), tokens[:, :-1]], dim=1)
     with model.using("decompress"), torch.no_grad():

@@ -18,11 +18,11 @@ from zcontext.caches import fork, rows_of
 from zcontext.channel import Lanes
 from zcontext.config import GenerationSettings, Role
 from zcontext.errors import ConfigError, ModelError
-from zcontext.hearing import Listener, Track, Voices
+from zcontext.hearing import Hearing, Track, Voices
 from zcontext.model import ZLanguageModel
 from zcontext.spans import StopReason
 from zcontext.text_feed import TextFeed
-from zcontext.tokenization import special_ids
+from zcontext.tokenization import special_ids, text_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,21 +171,17 @@ class Decoding:
                 value=len(prompts),
             )
         self._model, self._role = model, role
-        structure = special_ids(model.tokenizer)
-        ends = structure | {model.end_token}
+        ends = special_ids(model.tokenizer) | {model.end_token}
         self._rows = [_Row(p, settings, model.tokenizer, ends) for p in prompts]
         self._active = list(range(len(prompts)))
-        self._listener: Listener | None = None
+        self._hearing: Hearing | None = None
         for row in self._rows:
             if row.prompt.voices is not None:
-                self._listener = self._listener or Listener(model)
-                row.track = Track(row.prompt.voices, self._listener)
+                self._hearing = self._hearing or Hearing(model)
+                row.track = Track(row.prompt.voices, self._hearing)
         # Ids beyond the tokenizer's have no text; structure is none either where text is forced.
-        vocab = torch.arange(model.base_vocab) < len(model.tokenizer)
-        self._allowed = vocab.to(model.device)
-        vocab = vocab.clone()
-        vocab[sorted(ends)] = False
-        self._text_only = vocab.to(model.device)
+        self._allowed = (torch.arange(model.base_vocab) < len(model.tokenizer)).to(model.device)
+        self._text_only = text_mask(model.tokenizer, model.base_vocab).to(model.device)
         self._past = past
         self._cache: Any = None
         self._mask = torch.zeros(0)
@@ -230,11 +226,11 @@ class Decoding:
         """Scores `[active, vocab]`, those of rows with a channel weighed by it."""
         tracks = [self._rows[row].track for row in self._active]
         speaking = [at for at, t in enumerate(tracks) if t is not None and t.lanes is not None]
-        if self._listener is None or not speaking:
+        if self._hearing is None or not speaking:
             return scores
         lanes = Lanes.joined([t.lanes for t in tracks if t is not None and t.lanes is not None])
         index = torch.tensor(speaking, device=scores.device)
-        weighed = self._listener.weigh(scores[index], lanes)
+        weighed = self._hearing.weigh(scores[index], lanes)
         return scores.float().index_copy(0, index, weighed)
 
     def results(self) -> list[Generated]:

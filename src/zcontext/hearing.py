@@ -35,7 +35,7 @@ class Voices:
     owner: tuple[int, ...]
 
 
-class Listener:
+class Hearing:
     """One channel on one model.
 
     Args:
@@ -153,11 +153,11 @@ class Track:
 
     Args:
         voices: Of the span.
-        listener: Of its model.
+        hearing: Of its model.
     """
 
-    def __init__(self, voices: Voices, listener: Listener) -> None:
-        self._voices, self._listener = voices, listener
+    def __init__(self, voices: Voices, hearing: Hearing) -> None:
+        self._voices, self._hearing = voices, hearing
         self._lanes: Lanes | None = None
         self._lane = NOBODY
         self._place = 0
@@ -175,7 +175,7 @@ class Track:
             token: The token.
         """
         if self._lanes is not None:
-            self._listener.take(self._lanes, torch.tensor([token], device=self._lanes.left.device))
+            self._hearing.take(self._lanes, torch.tensor([token], device=self._lanes.left.device))
         self._place += 1
         self._enter()
 
@@ -231,11 +231,11 @@ def heard(model: ZLanguageModel, voices: Voices | None, scores: Tensor, tokens: 
     """
     if voices is None:
         return scores
-    listener, device = Listener(model), scores.device
+    hearing, device = Hearing(model), scores.device
     owner = torch.tensor(voices.owner, device=device)
     lanes = voices.lanes.of(torch.arange(len(voices.lanes), device=device))
     places, weighed = [], []
-    for at, here in listener.spell(tokens.to(device), lanes, owner):
+    for at, here in hearing.spell(tokens.to(device), lanes, owner):
         places.append(at)
-        weighed.append(listener.weigh(scores[at], here))
+        weighed.append(hearing.weigh(scores[at], here))
     return scores.float().index_copy(0, torch.cat(places), torch.cat(weighed))

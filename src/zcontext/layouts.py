@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zcontext.errors import ContextOverflowError
-from zcontext.hearing import Listener, Voices
+from zcontext.hearing import Hearing, Voices
 from zcontext.model import ZLanguageModel
 from zcontext.passes import spread_positions
 from zcontext.prompts import Piece
@@ -115,7 +115,7 @@ def lay_out(
     embeddings = torch.cat([embed_symbols(model, memory), embed_symbols(model, symbols)])
     voices = None
     if model.channel is not None and ends is not None and len(symbols):
-        voices = Listener(model).voices(symbols, ends, n_tokens, literals=literals)
+        voices = Hearing(model).voices(symbols, ends, n_tokens, literals=literals)
     return SpanLayout(embeddings, torch.cat([torch.arange(m), spread]), m, n_tokens, voices)
 
 

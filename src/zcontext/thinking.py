@@ -30,7 +30,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.prompts import Piece, check_parts, encode_messages, n_positions
 from zcontext.spans import ChatMessage, StopReason
 from zcontext.symbols import MAX_DEPTH
-from zcontext.tokenization import special_ids
+from zcontext.tokenization import special_ids, text_mask
 from zcontext.vocabulary import Symbols
 
 
@@ -98,8 +98,7 @@ class Thinker:
         self._ends = torch.tensor(sorted(ends), device=model.device)
         allowed = vocab < len(model.tokenizer)
         self._allowed = allowed.to(model.device)
-        self._text_only = allowed.clone().index_fill(0, torch.tensor(sorted(ends)), False)
-        self._text_only = self._text_only.to(model.device)
+        self._text_only = text_mask(model.tokenizer, model.base_vocab).to(model.device)
 
     def think(
         self, messages: Sequence[ChatMessage], *, settings: ThinkSettings | None = None

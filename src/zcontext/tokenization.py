@@ -17,6 +17,9 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from zcontext.errors import ConfigError, VocabularyError
 from zcontext.loading import unencodable_bytes
 from zcontext.vocabulary import utf8_bytes
@@ -231,6 +234,21 @@ def special_ids(tokenizer: Any) -> frozenset[int]:
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     marked = {token for token, entry in added.items() if entry.special}
     return frozenset({*marked, *map(int, tokenizer.all_special_ids)})
+
+
+def text_mask(tokenizer: Any, vocab_size: int) -> Tensor:
+    """Which tokens stand for text: structure does not, nor do ids beyond the tokenizer's.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        vocab_size: Of the model.
+
+    Returns:
+        bool `[vocab_size]`.
+    """
+    text = torch.arange(vocab_size) < len(tokenizer)
+    text[sorted(special_ids(tokenizer))] = False
+    return text
 
 
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -13,8 +13,9 @@ import torch
 import zcontext.bundle
 import zcontext.training.run
 from tiny import tiny_base, tiny_z
+from tiny_training import TEXT, figures, run_stage
 from zcontext.bundle import load_bundle, save_bundle
-from zcontext.composing import Composition
+from zcontext.composing import Composed, Composition, Passage
 from zcontext.compressor import ZCompressor
 from zcontext.errors import ConfigError, TrainingError
 from zcontext.model import ZLanguageModel
@@ -26,21 +27,10 @@ from zcontext.training.autoregress import (
 )
 from zcontext.training.autoregress_stage import AutoregressStage
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
-from zcontext.training.data import WindowBatch, build_batch, write_shards
+from zcontext.training.data import WindowBatch, build_batch
 from zcontext.training.objective import restore_loss
 from zcontext.training.retracing import retrace
 from zcontext.training.run import train
-from zcontext.training.trainer import Trainer
-
-TEXT = "The lighthouse keeper wrote the weather into his book each evening at nine. " * 12
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    folder = tmp_path / "shards"
-    texts = [f"{i}. {TEXT}" for i in range(6)]
-    write_shards(texts, folder, encode=lambda t: list(t.encode()), seed=1)
-    return folder
 
 
 def configuration(shards: Path, out: Path, *, steps: int = 4, **objective: Any) -> TrainConfig:
@@ -70,27 +60,23 @@ def configuration(shards: Path, out: Path, *, steps: int = 4, **objective: Any) 
 
 
 def run(config: TrainConfig, *, stop_after: int | None = None) -> ZLanguageModel:
-    model = tiny_z()
-    stage = AutoregressStage(model, config)
-    trainer = Trainer(model, stage, run=config.run, optimiser=config.optimiser)
-    if stop_after is None:
-        trainer.train()
-        return model
-    trainer.resume()
-    while trainer.step < stop_after:
-        trainer._one_step()
-        trainer.step += 1
-    trainer.save_checkpoint()
-    return model
+    return run_stage(AutoregressStage, config, stop_after=stop_after)
+
+
+def length_error(objective: Autoregress, passage: Passage) -> tuple[Composed, torch.Tensor]:
+    """A path drawn, and what its length costs when it is followed again."""
+    model, seeds = objective.z, torch.Generator().manual_seed(0)
+    with model.using("compose"):
+        found = Composition(model, passage, depth=3, seeds=seeds).run()
+        assert found.path is not None
+        drawn = retrace(model, passage, found.path)
+    survival = torch.cumsum(torch.nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
+    return found, objective._length_error(passage, found.path, drawn, survival)
 
 
 def batch_of(texts: list[str], *, n_slots: int, depth: int = 3) -> WindowBatch:
     ids = torch.tensor([list(text.encode()) for text in texts])
     return build_batch(ids, None, n_prior=0, n_slots=n_slots, depth=depth)
-
-
-def figures(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_training_lowers_what_distillation_costs(shards: Path, tmp_path: Path) -> None:
@@ -183,13 +169,7 @@ def test_the_length_term_is_what_it_says_where_nothing_is_left_to_chance() -> No
     objective = Autoregress(model, AutoregressConfig())
     batch = batch_of([TEXT[:48], TEXT[60:108]], n_slots=12)
     passage, _ = objective.read(batch)
-    seeds = torch.Generator().manual_seed(0)
-    with model.using("compose"):
-        found = Composition(model, passage, depth=3, seeds=seeds).run()
-        assert found.path is not None
-        drawn = retrace(model, passage, found.path)
-    survival = torch.cumsum(torch.nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
-    error = objective._length_error(passage, found.path, drawn, survival)
+    found, error = length_error(objective, passage)
     totals = sum(pointer.total / pointer.price for pointer in passage.pointers())
     assert float(error.detach()) == pytest.approx((totals / 96 - 12 / 48) ** 2, abs=1e-6)
     n_written = sum(map(len, found.codes))
@@ -204,13 +184,7 @@ def test_more_symbols_than_asked_for_speed_the_pace_up_and_call_for_end() -> Non
         composer.to_end.bias.fill_(-3.0)
     objective = Autoregress(model, AutoregressConfig())
     passage, _ = objective.read(batch_of([TEXT[:48]] * 2, n_slots=6))
-    seeds = torch.Generator().manual_seed(0)
-    with model.using("compose"):
-        found = Composition(model, passage, depth=3, seeds=seeds).run()
-        assert found.path is not None
-        drawn = retrace(model, passage, found.path)
-    survival = torch.cumsum(torch.nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
-    error = objective._length_error(passage, found.path, drawn, survival)
+    found, error = length_error(objective, passage)
     assert sum(map(len, found.codes)) / 96 > 6 / 48
     pace, end = torch.autograd.grad(error, [composer.to_pace.bias, composer.to_end.bias])
     assert float(pace) < 0  # a step down the gradient raises both

@@ -18,7 +18,7 @@ from zcontext.compressor import ZCompressor
 from zcontext.config import CodecConfig, CompressSettings
 from zcontext.errors import BundleError, ConfigError
 from zcontext.fidelity import measure_fidelity, overall_fidelity, read_span
-from zcontext.hearing import Listener, Track, heard, segment_edges
+from zcontext.hearing import Hearing, Track, heard, segment_edges
 from zcontext.layouts import lay_out, span_layouts
 from zcontext.model import ZLanguageModel
 from zcontext.readers import ZDecompressor
@@ -69,7 +69,7 @@ def lanes_of(model: ZLanguageModel, lengths: list[int], *, seed: int = 1) -> Lan
     generator = torch.Generator().manual_seed(seed)
     shape = (len(lengths), model.config.depth)
     codes = torch.randint(model.config.size, shape, generator=generator)
-    return Listener(model).lanes(codes, torch.tensor(lengths))
+    return Hearing(model).lanes(codes, torch.tensor(lengths))
 
 
 # -- hearing what was pooled ---------------------------------------------------------------------
@@ -94,10 +94,10 @@ def test_the_weights_of_places_are_those_of_pooling(last: set[int], seed: int) -
 
 def test_a_whole_segment_leaves_what_its_codes_are_off() -> None:
     model = with_channel()
-    listener, lanes = Listener(model), lanes_of(model, [3])
+    hearing, lanes = Hearing(model), lanes_of(model, [3])
     before, table = lanes.left.clone(), model.base.model.get_input_embeddings().weight
     for token in (7, 7, 90):
-        listener.take(lanes, torch.tensor([token]))
+        hearing.take(lanes, torch.tensor([token]))
     deviations = table[[7, 7, 90]].detach() - model.codebook.mean_embedding
     weights = model.codebook.place_weights(torch.tensor([3]))[0].detach()
     torch.testing.assert_close(lanes.left, before - weights @ deviations)
@@ -107,16 +107,16 @@ def test_a_whole_segment_leaves_what_its_codes_are_off() -> None:
 
 def test_a_code_is_used_up_by_the_token_it_says() -> None:
     model = spelling_model()
-    listener = Listener(model)
+    hearing = Hearing(model)
     rows, table = model.codebook.rows[0].detach(), model.base.model.get_input_embeddings().weight
     deviations = table.detach() - model.codebook.mean_embedding
     code_of = {t: int((rows - deviations[t]).square().sum(-1).argmin()) for t in (40, 50, 60)}
     codes = torch.tensor([[code_of[40], code_of[50], code_of[60], 0]])
-    lanes = listener.lanes(codes, torch.tensor([3]))
-    listener.take(lanes, torch.tensor([50]))
+    lanes = hearing.lanes(codes, torch.tensor([3]))
+    hearing.take(lanes, torch.tensor([50]))
     assert lanes.used[0].argmax() == 1
     assert lanes.used[0, 1] > 0.9
-    listener.take(lanes, torch.tensor([40]))
+    hearing.take(lanes, torch.tensor([40]))
     assert bool((lanes.used[0, :2] > 0.9).all())
     assert lanes.used[0, 2] < 0.5
 
@@ -128,7 +128,7 @@ def test_a_fresh_channel_changes_nothing() -> None:
     model = with_channel(trained=False)
     scores = torch.randn(3, model.base_vocab, generator=torch.Generator().manual_seed(0))
     scores[:, 5:9] = -torch.inf
-    found = Listener(model).weigh(scores, lanes_of(model, [1, 4, 9]))
+    found = Hearing(model).weigh(scores, lanes_of(model, [1, 4, 9]))
     torch.testing.assert_close(found, scores.log_softmax(-1))
 
 
@@ -139,19 +139,19 @@ def test_scores_are_numbers_and_what_is_barred_stays_barred(lengths: list[int], 
     generator = torch.Generator().manual_seed(seed)
     scores = 10 * torch.randn(len(lengths), model.base_vocab, generator=generator)
     scores[:, : 200 + seed % 58] = -torch.inf  # as few as one token is left
-    found = Listener(model).weigh(scores, lanes_of(model, lengths, seed=seed))
+    found = Hearing(model).weigh(scores, lanes_of(model, lengths, seed=seed))
     assert torch.equal(found.isinf(), scores.isinf())
     assert not bool(found.isnan().any())
 
 
 def test_lanes_do_not_see_each_other() -> None:
     model = with_channel()
-    listener, lengths = Listener(model), [2, 7, 1]
+    hearing, lengths = Hearing(model), [2, 7, 1]
     scores = torch.randn(3, model.base_vocab, generator=torch.Generator().manual_seed(0))
-    together = listener.weigh(scores, lanes_of(model, lengths))
+    together = hearing.weigh(scores, lanes_of(model, lengths))
     lanes = lanes_of(model, lengths)
     for at in range(3):
-        alone = listener.weigh(scores[at : at + 1], lanes.of(torch.tensor([at])))
+        alone = hearing.weigh(scores[at : at + 1], lanes.of(torch.tensor([at])))
         torch.testing.assert_close(alone[0], together[at])
     shorter = lanes_of(model, [2])
     shorter.rows = shorter.rows[:, :2]
@@ -165,7 +165,7 @@ def test_lanes_do_not_see_each_other() -> None:
 def test_a_token_that_both_halves_nominate_is_learned_from_once() -> None:
     """The gradient of a scattered sum equals differences of the loss."""
     model = with_channel()
-    channel, listener = model.add_channel(), Listener(model)
+    channel, hearing = model.add_channel(), Hearing(model)
     scores = torch.randn(2, model.base_vocab, generator=torch.Generator().manual_seed(0))
     lanes, target = lanes_of(model, [3, 5]), torch.tensor([9, 200])
     channel.double()
@@ -176,7 +176,7 @@ def test_a_token_that_both_halves_nominate_is_learned_from_once() -> None:
             for t in [getattr(lanes, f.name)]
         }
     )
-    table = listener._table.double()
+    table = hearing._table.double()
     mean = model.codebook.mean_embedding.double()
 
     def loss() -> torch.Tensor:
@@ -205,21 +205,21 @@ def test_a_token_that_both_halves_nominate_is_learned_from_once() -> None:
 
 def test_reading_a_known_text_equals_spelling_it_token_by_token() -> None:
     model = with_channel()
-    listener = Listener(model)
+    hearing = Hearing(model)
     symbols = Symbols(((1, 2, 3), (4, 5, 6), (7, 8, 9)), 32, model.codec[:4])
     literals = [Extent(4, 6)]
-    voices = listener.voices(symbols, (4, 9, 12), 14, literals=literals)
+    voices = hearing.voices(symbols, (4, 9, 12), 14, literals=literals)
     assert voices is not None
     assert voices.owner == (0, 0, 0, 0, -1, -1, 1, 1, 1, 2, 2, 2, -1, -1)
     ids = torch.randint(3, 259, (14,), generator=torch.Generator().manual_seed(0))
     scores = torch.randn(14, model.base_vocab, generator=torch.Generator().manual_seed(1))
     forced = heard(model, voices, scores, ids)
-    track = Track(voices, listener)
+    track = Track(voices, hearing)
     for at, token in enumerate(ids.tolist()):
         if track.lanes is None:
             expected = scores[at]
         else:
-            expected = listener.weigh(scores[at : at + 1], track.lanes)[0]
+            expected = hearing.weigh(scores[at : at + 1], track.lanes)[0]
         torch.testing.assert_close(forced[at], expected)
         track.take(token)
     torch.testing.assert_close(heard(model, voices, scores, ids), forced)  # nothing was used up
@@ -250,7 +250,7 @@ def test_symbols_without_known_segments_are_read_without_the_channel() -> None:
     assert lay_out(tiny_z(), nothing, symbols, 4, ends=(4,)).voices is None
     assert lay_out(model, nothing, symbols, 4, ends=(4,)).voices is not None
     with pytest.raises(ConfigError, match="no channel"):
-        Listener(tiny_z())
+        Hearing(tiny_z())
 
 
 def test_codes_that_are_tokens_are_spelled_by_the_channel_alone() -> None:

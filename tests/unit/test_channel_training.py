@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import zcontext.bundle
 import zcontext.training.run
 from tiny import tiny_base, tiny_z
+from tiny_training import TEXT, figures, run_stage
 from zcontext.bundle import load_bundle, save_bundle
 from zcontext.channel import Channel
 from zcontext.errors import ConfigError, TrainingError
@@ -21,22 +21,11 @@ from zcontext.model import ZLanguageModel
 from zcontext.segmentation import segment_of
 from zcontext.training.channel_stage import ChannelStage
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
-from zcontext.training.data import build_batch, write_shards
+from zcontext.training.data import build_batch
 from zcontext.training.listening import ChannelConfig, Listen, lengths_of
 from zcontext.training.objective import BITS
 from zcontext.training.run import train
-from zcontext.training.trainer import Trainer
 from zcontext.vocabulary import Symbols
-
-TEXT = "The lighthouse keeper wrote the weather into his book each evening at nine. " * 12
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    folder = tmp_path / "shards"
-    texts = [f"{i}. {TEXT}" for i in range(6)]
-    write_shards(texts, folder, encode=lambda t: list(t.encode()), seed=1)
-    return folder
 
 
 def configuration(shards: Path, out: Path, *, steps: int = 4, **objective: Any) -> TrainConfig:
@@ -61,22 +50,7 @@ def configuration(shards: Path, out: Path, *, steps: int = 4, **objective: Any) 
 
 
 def run(config: TrainConfig, *, stop_after: int | None = None) -> ZLanguageModel:
-    model = tiny_z()
-    stage = ChannelStage(model, config)
-    trainer = Trainer(model, stage, run=config.run, optimiser=config.optimiser)
-    if stop_after is None:
-        trainer.train()
-        return model
-    trainer.resume()
-    while trainer.step < stop_after:
-        trainer._one_step()
-        trainer.step += 1
-    trainer.save_checkpoint()
-    return model
-
-
-def figures(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return run_stage(ChannelStage, config, stop_after=stop_after)
 
 
 def test_training_makes_the_text_cheaper_than_the_reader_alone_does(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tiny import tiny_base, tiny_z
+from tiny_training import TEXT, figures, run_until
 from zcontext.config import CodecConfig
 from zcontext.errors import ConfigError, DivergedError, TrainingError
 from zcontext.model import ZLanguageModel
@@ -24,16 +25,6 @@ from zcontext.training.questions import UNKNOWN, read_questions
 from zcontext.training.run import settings_of
 from zcontext.training.stages import AutoencodeStage
 from zcontext.training.trainer import CHECKPOINT, Trainer, learning_rate_factor
-
-TEXT = "The lighthouse keeper wrote the weather into his book each evening at nine. " * 12
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
-    folder = tmp_path / "shards"
-    texts = [f"{i}. {TEXT}" for i in range(6)]
-    write_shards(texts, folder, encode=lambda t: list(t.encode()), seed=1)
-    return folder
 
 
 def configuration(shards: Path, out: Path, *, steps: int = 6, **objective: object) -> TrainConfig:
@@ -60,14 +51,10 @@ def run(
     trainer = Trainer(
         model, AutoencodeStage(model, config), run=config.run, optimiser=config.optimiser
     )
-    if stop_after is not None:
-        trainer.resume()
-        while trainer.step < stop_after:
-            trainer._one_step()
-            trainer.step += 1
-        trainer.save_checkpoint()
-    else:
+    if stop_after is None:
         trainer.train()
+    else:
+        run_until(trainer, stop_after)
     return model
 
 
@@ -167,7 +154,7 @@ def test_training_lowers_the_loss(shards: Path, tmp_path: Path, quantiser: str) 
     config = configuration(shards, tmp_path, steps=40, quantiser=quantiser)
     fast = OptimiserConfig(learning_rate=2e-2, warmup_steps=2)
     run(dataclasses.replace(config, optimiser=fast), sharpness=10.0)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    lines = figures(tmp_path)
     bits = [line["bits_per_token"] for line in lines if "bits_per_token" in line]
     assert sum(bits[-5:]) < 0.85 * sum(bits[:5])
 
@@ -216,9 +203,9 @@ def test_a_run_stops_when_its_minutes_are_over_and_goes_on_later(
     config = configuration(shards, tmp_path)
     short = dataclasses.replace(config, run=dataclasses.replace(config.run, minutes=1e-9))
     run(short)
-    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 1
+    assert figures(tmp_path)[-1]["step"] == 1
     run(config)
-    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 6
+    assert figures(tmp_path)[-1]["step"] == 6
 
 
 def test_a_checkpoint_of_another_run_is_refused(shards: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from zcontext.fidelity import read_span
 from zcontext.layouts import lay_out
 from zcontext.model import ZLanguageModel
 from zcontext.tokenization import text_tokenizer
-from zcontext.training.objective import BITS, base_surprisal, restore_loss
+from zcontext.training.objective import base_surprisal
 from zcontext.vocabulary import Symbols
 
 BATCH_TOKENS = 1024
@@ -94,7 +94,7 @@ class ModelJudge:
             One figure per window.
         """
         bits = [0.0] * len(windows)
-        for rows in self._batches([len(ids) for ids in windows]):
+        for rows in self._batches(map(len, windows)):
             found = base_surprisal(self.model, torch.tensor([windows[row] for row in rows]))
             for row, value in zip(rows, found.mean(1).tolist(), strict=True):
                 bits[row] = value
@@ -111,40 +111,20 @@ class ModelJudge:
         Returns:
             One result per window.
         """
-        model = self.model
-        results: dict[int, Forced] = {}
-        shapes = [
-            (len(ids), len(item.symbols), item.symbols.depth, int(item.ends is None))
-            for ids, item in zip(windows, shown, strict=True)
-        ]
-        if model.channel is not None:
-            return [self._heard(ids, item) for ids, item in zip(windows, shown, strict=True)]
-        with model.using("decompress"):
-            for rows in self._batches(shapes):
-                _, n_symbols, depth, spread = shapes[rows[0]]
-                ids = torch.tensor([windows[row] for row in rows], device=model.device)
-                codes = torch.tensor([shown[row].symbols.codes for row in rows])
-                embedded = model.embed_codes(codes.reshape(len(rows), n_symbols, depth).long())
-                ends = None if spread else torch.tensor([shown[row].ends for row in rows]) - 1
-                nll, hits = restore_loss(model, embedded, ids, ends=ends)
-                bits, right = nll[:, :-1].mean(1) * BITS, hits.float().mean(1)
-                for row, b, r in zip(rows, bits.tolist(), right.tolist(), strict=True):
-                    results[row] = Forced(b, r)
-        return [results[row] for row in range(len(windows))]
+        return [self._restored(ids, item) for ids, item in zip(windows, shown, strict=True)]
 
-    def _heard(self, ids: Sequence[int], item: Shown) -> Forced:
-        """One window under decompressor and channel."""
+    def _restored(self, ids: Sequence[int], item: Shown) -> Forced:
+        """One window, as a span that holds it is read."""
         layout = lay_out(self.model, item.symbols[:0], item.symbols, len(ids), ends=item.ends)
         reading = read_span(self.model, layout, ids)
         return Forced(sum(reading.bits) / len(ids), reading.accuracy)
 
-    def _batches(self, shapes: Iterable[int | tuple[int, ...]]) -> Iterator[list[int]]:
-        """Rows of one shape together, so that nothing is padded."""
-        alike: dict[int | tuple[int, ...], list[int]] = defaultdict(list)
-        for row, shape in enumerate(shapes):
-            alike[shape].append(row)
-        for shape, rows in alike.items():
-            length = shape if isinstance(shape, int) else shape[0]
+    def _batches(self, lengths: Iterable[int]) -> Iterator[list[int]]:
+        """Rows of one length together, so that nothing is padded."""
+        alike: dict[int, list[int]] = defaultdict(list)
+        for row, length in enumerate(lengths):
+            alike[length].append(row)
+        for length, rows in alike.items():
             size = max(1, self.batch_tokens // max(1, length))
             for start in range(0, len(rows), size):
                 yield rows[start : start + size]

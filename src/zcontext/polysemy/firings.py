@@ -20,7 +20,7 @@ from zcontext.decompressor import SpanLayout
 from zcontext.errors import ConfigError
 from zcontext.model import ZLanguageModel
 from zcontext.spans import SupportsCompress, ZDocument
-from zcontext.tokenization import TokenizedText, special_ids, text_tokenizer
+from zcontext.tokenization import TokenizedText, text_mask, text_tokenizer
 from zcontext.windows import Extent
 
 Progress = Callable[[str, int, int], None]
@@ -232,9 +232,7 @@ class Listener:
 
     def __init__(self, model: ZLanguageModel) -> None:
         self.model = model
-        text_only = torch.arange(model.base_vocab) < len(model.tokenizer)
-        text_only[sorted(special_ids(model.tokenizer) | {model.end_token})] = False
-        self._text_only = text_only.to(model.device)
+        self._text_only = text_mask(model.tokenizer, model.base_vocab).to(model.device)
 
     @torch.no_grad()
     def listen(

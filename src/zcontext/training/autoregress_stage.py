@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.composing import Composition
-from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import place_slots
 from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
 from zcontext.training.objective import BITS, StepOutput, restore_loss
-from zcontext.training.windowing import dev_windows, open_sampler
+from zcontext.training.windowing import dev_windows, open_sampler_of_trained
 
 DEV_RATIOS = (4, 8)
 DEV_ROWS = 4
@@ -34,15 +33,11 @@ class AutoregressStage:
 
     Raises:
         TrainingError: There are no shards, or there is no bundle to start from.
-    """
+    """  # noqa: DOC502 - raised by open_sampler_of_trained
 
     def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
-        if config.run.start is None:
-            raise TrainingError(
-                "the autoregress stage learns from a trained codec: name its bundle in [run] start"
-            )
         self.model, self.config = model, config
-        self._sampler = open_sampler(config, max_depth=model.config.depth)
+        self._sampler = open_sampler_of_trained(config, model.config)
         self._composer = model.add_composer()
         # Symbols must go on meaning what they mean.
         model.codebook.requires_grad_(False)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.channel import USUAL_LEFT, Channel
-from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import segment_of
 from zcontext.training.config import TrainConfig
@@ -25,7 +24,7 @@ from zcontext.training.data import build_batch
 from zcontext.training.listening import Examples, Listen, lengths_of
 from zcontext.training.objective import BITS, StepOutput
 from zcontext.training.stages import CENTRE_TOKENS, DEV_RATIOS, FIRST_UNTRAINED
-from zcontext.training.windowing import dev_windows, open_sampler
+from zcontext.training.windowing import dev_windows, open_sampler_of_trained
 
 logger = logging.getLogger(__name__)
 
@@ -45,15 +44,11 @@ class ChannelStage:
 
     Raises:
         TrainingError: There are no shards, or there is no bundle to start from.
-    """
+    """  # noqa: DOC502 - raised by open_sampler_of_trained
 
     def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
-        if config.run.start is None:
-            raise TrainingError(
-                "the channel stage learns from a trained codec: name its bundle in [run] start"
-            )
         self.model, self.config = model, config
-        self._sampler = open_sampler(config, max_depth=model.config.depth)
+        self._sampler = open_sampler_of_trained(config, model.config)
         self._listen = Listen(model, config.channel)
         self._channel = self._listen.channel
         model.codebook.requires_grad_(False)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from zcontext.channel import Channel, Nominees
 from zcontext.config import check
-from zcontext.hearing import Listener
+from zcontext.hearing import Hearing
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import segment_of
-from zcontext.tokenization import special_ids
+from zcontext.tokenization import text_mask
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import BITS, Autoencode, AutoencodeConfig, StepOutput
 
@@ -109,9 +109,7 @@ class Listen(nn.Module):
         self.z = model
         self.channel: Channel = model.add_channel()
         self._writing = Autoencode(model, AutoencodeConfig(max_token_drop=config.max_token_drop))
-        text_only = torch.arange(model.base_vocab) < len(model.tokenizer)
-        text_only[sorted(special_ids(model.tokenizer) | {model.end_token})] = False
-        self._barred = ~text_only
+        self._text = text_mask(model.tokenizer, model.base_vocab).to(model.device)
 
     def forward(self, batch: Examples, step: int, generator: torch.Generator) -> StepOutput:
         """Loss of some examples.
@@ -153,17 +151,17 @@ class Listen(nn.Module):
         Returns:
             One example per token, in no order.
         """
-        z, listener = self.z, Listener(self.z)
+        z, hearing = self.z, Hearing(self.z)
         ids, ends, codes = self.write(batch)
         parts = []
         for row, last, code, states in zip(
             ids, ends, codes, self._read(ids, ends, codes, generator), strict=True
         ):
-            scores = z.logits(states).float().masked_fill(self._barred.to(ids.device), -torch.inf)
-            lanes, owner = listener.lanes(code, lengths_of(last)), segment_of(last, len(row))
+            scores = z.logits(states).float().masked_fill(~self._text, -torch.inf)
+            lanes, owner = hearing.lanes(code, lengths_of(last)), segment_of(last, len(row))
             parts += [
-                Examples.of_tokens(listener.nominate(scores[at], here), row[at])
-                for at, here in listener.spell(row, lanes, owner)
+                Examples.of_tokens(hearing.nominate(scores[at], here), row[at])
+                for at, here in hearing.spell(row, lanes, owner)
             ]
         return Examples.joined(parts)
 

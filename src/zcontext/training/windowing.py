@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zcontext.config import CodecConfig
 from zcontext.errors import TrainingError
 from zcontext.tokenization import text_tokenizer
 from zcontext.training.config import TrainConfig
@@ -44,6 +45,27 @@ def open_sampler(config: TrainConfig, *, max_depth: int) -> WindowSampler:
         ratio_ramp=data.ratio_ramp,
         seed=config.run.seed,
     )
+
+
+def open_sampler_of_trained(config: TrainConfig, codec: CodecConfig) -> WindowSampler:
+    """The batches of a run that learns beside a codec that is trained.
+
+    Args:
+        config: The run's settings.
+        codec: Shape of the codec.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        TrainingError: There is no bundle to start from, or there are no readable shards.
+    """
+    stage = config.run.stage
+    if config.run.start is None:
+        raise TrainingError(
+            f"the {stage} stage learns from a trained codec: name its bundle in [run] start"
+        )
+    return open_sampler(config, max_depth=codec.depth)
 
 
 def dev_windows(config: TrainConfig, tokenizer: Any, *, batch: int = 1) -> list[list[int]]:

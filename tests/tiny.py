@@ -63,9 +63,13 @@ def tiny_base(*, seed: int = 0, n_layers: int = 4) -> LoadedBase:
     )
 
 
-def tiny_z(*, seed: int = 0, depth: int = 3, size: int = 32) -> ZLanguageModel:
-    """A codec with random values everywhere, in what starts at zero too."""
-    config = CodecConfig(depth=depth, size=size, writer_layers=2, lora_rank=4, lora_alpha=4)
+def tiny_z(*, seed: int = 0, depth: int = 3, size: int = 32, named: bool = False) -> ZLanguageModel:
+    """A codec with random values everywhere, in what starts at zero too.
+
+    Codes that are names are those of the last tokens, which are bytes.
+    """
+    sizes = {"writer_layers": 2, "lora_rank": 4, "lora_alpha": 4}
+    config = CodecConfig(depth=depth, size=size, shared=named, named=named, **sizes)
     model = ZLanguageModel.create(tiny_base(seed=seed), config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -74,5 +78,7 @@ def tiny_z(*, seed: int = 0, depth: int = 3, size: int = 32) -> ZLanguageModel:
             *model.codebook.parameters(),
         ]:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    if named:
+        model.codebook.name(torch.arange(model.base_vocab - size + 1, model.base_vocab))
     model.seal()
     return model

@@ -24,7 +24,7 @@ with without_kernel_advice():  # peft imports bitsandbytes, which has something 
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
-WRITERS: tuple[Role, ...] = ("compress", "compose")
+WRITERS: tuple[Role, ...] = ("compress", "compose", "focus")
 """Roles that run the first layers only."""
 
 

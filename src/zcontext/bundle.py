@@ -29,10 +29,10 @@ from zcontext.sealing import (
     OPTIONAL_PARTS,
     PARTS,
     channel_state,
-    codebook_state,
-    composer_state,
-    load_composer,
+    load_codebook,
+    load_writer,
     part_state,
+    writer_state,
 )
 
 FORMAT = 1
@@ -88,9 +88,11 @@ def _write_parts(model: ZLanguageModel, folder: Path, training: dict[str, Any]) 
     parts = {}
     states = {part: part_state(model.codebook, model.adapters, part) for part in PARTS}
     if model.composer is not None:
-        states["compose"] = composer_state(model.composer, model.adapters)
+        states["compose"] = writer_state("compose", model.composer, model.adapters)
     if model.channel is not None:
         states["channel"] = channel_state(model.channel)
+    if model.focus is not None:
+        states["focus"] = writer_state("focus", model.focus, model.adapters)
     for part, state in states.items():
         data = save(state)
         (folder / f"{part}.safetensors").write_bytes(data)
@@ -276,7 +278,7 @@ def _check_rank(
     folder: str | Path, config: CodecConfig, parts: dict[str, dict[str, Tensor]]
 ) -> None:
     """Refuse a rank that the adapters do not have, before memory is taken for it."""
-    for part in {*ROLES, "compose"} & set(parts):
+    for part in {*ROLES, "compose", "focus"} & set(parts):
         ranks = {t.shape[0] for name, t in parts[part].items() if ".lora_A" in name}
         if ranks != {config.lora_rank}:
             raise BundleError(
@@ -298,11 +300,13 @@ def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:
     for part, state in parts.items():
         try:
             if part == "codebook":
-                model.codebook.load_state_dict(codebook_state(state))
+                load_codebook(model.codebook, state)
             elif part == "compose":
-                load_composer(model.add_composer(), model.adapters, state)
+                load_writer("compose", model.add_composer(), model.adapters, state)
             elif part == "channel":
                 model.add_channel().load_state_dict({n: t.float() for n, t in state.items()})
+            elif part == "focus":
+                load_writer("focus", model.add_focus(), model.adapters, state)
             else:
                 model.adapters.load(part, state)  # type: ignore[arg-type]
         except (RuntimeError, UnsupportedBaseError) as error:

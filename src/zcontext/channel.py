@@ -187,7 +187,10 @@ class Channel(nn.Module):
             deviations: Their embeddings less the mean of text, `[lanes, hidden]`.
         """
         at = lanes.place.unsqueeze(-1)
-        lanes.left = lanes.left - _weight(lanes) * deviations
+        due = _weight(lanes) * deviations
+        # A token that no code speaks of would only be noise in what the others still have to say.
+        spoken = (2 * lanes.left - due).mul(due).sum(-1, keepdim=True) > 0
+        lanes.left = lanes.left - due * spoken
         lanes.said = lanes.said.scatter(1, at, tokens.unsqueeze(-1))
         lanes.place = lanes.place + 1
         lanes.used = _explained(lanes, deviations)

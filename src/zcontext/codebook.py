@@ -1,28 +1,24 @@
 """The codebook: hidden states in, codes out, embeddings back.
 
-It holds everything learned that belongs to symbols and not to an adapter: the residual stages of
-codes (with a table each, or one for all), the slot's input vector, the pooling that starts a
-latent from its segment's own token embeddings (the warm start), and the head that estimates
-surprisal at the writer's exit layer.
-What it does not know: the base model, text, windows.
+It holds everything learned that belongs to symbols and not to an adapter: the stages of codes (with
+a table each, or one for all, of learned rows or of tokens' names), the slot's input vector, the
+pooling that starts a latent from its segment's tokens, and the head that estimates surprisal at the
+writer's exit layer. What it does not know: the base model, text, windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zcontext.config import CodecConfig
+from zcontext.naming import Wording, name_tokens
+from zcontext.pooling import N_PLACES, weights_in_text
+from zcontext.precision import in_full_precision, unit_rms
 from zcontext.relaxation import NearestCode, Quantiser
 from zcontext.segmentation import segment_of
-
-N_PLACES = 16
-"""Places inside a segment that pooling can weigh apart (first to last, evenly)."""
 
 START_LOUDNESS = 1.8
 """How much louder than text a symbol's first code starts: readers trained from 1 wanted 1.5."""
@@ -33,6 +29,9 @@ loudest is the first that a reader should say."""
 
 SILENT = 0
 """The code of a shared table that adds nothing: the symbol is said already."""
+
+NO_TOKEN = -1
+"""What a code names that names no token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,37 +49,6 @@ class Quantised:
     distortion: Tensor
 
 
-M = TypeVar("M", bound=nn.Module)
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def in_full_precision(
-    method: Callable[Concatenate[M, Tensor, P], T],
-) -> Callable[Concatenate[M, Tensor, P], T]:
-    """Keep autocast out: 8 bits of mantissa choose other codes than inference does."""
-
-    @wraps(method)
-    def kept(self: M, first: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with torch.autocast(first.device.type, enabled=False):
-            return method(self, first, *args, **kwargs)
-
-    return kept
-
-
-def unit_rms(states: Tensor) -> Tensor:
-    """States at root mean square 1 along the last axis.
-
-    Args:
-        states: `[..., hidden]`.
-
-    Returns:
-        float32 `[..., hidden]`.
-    """
-    states = states.float()
-    return states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-6)
-
-
 class Codebook(nn.Module):
     """`depth` residual stages of `size` codes, and what turns a slot into a latent.
 
@@ -96,6 +64,8 @@ class Codebook(nn.Module):
     offset: Tensor
     usage: Tensor
     mean_embedding: Tensor
+    named: Tensor
+    names: Tensor
 
     def __init__(
         self, config: CodecConfig, *, hidden_size: int, token_embeddings: Tensor, seed: int = 0
@@ -108,12 +78,17 @@ class Codebook(nn.Module):
         self.config = config
         self.register_buffer("mean_embedding", mean)
         # What a reader hears is offset + sum of loudness * row: codes are compared with latents in
-        # the units of token embeddings, whatever loudness the reader comes to want.
-        # Random rows, each stage finer than the one before: equal rows would tie every choice.
+        # units of token embeddings, however loud the reader wants them. Equal rows would tie.
         n_tables = 1 if config.shared else config.depth
         noise = torch.randn(n_tables, config.size, hidden_size, generator=generator)
         shrink = scale * 0.7 ** torch.arange(n_tables).view(-1, 1, 1)
-        self.rows = nn.Parameter(noise * shrink)
+        if config.named:
+            self._embeddings = (token_embeddings,)  # the base's own, hidden from torch
+            self.register_buffer("named", torch.full((config.size,), NO_TOKEN))
+            self.register_buffer("names", torch.zeros(len(table), dtype=torch.long), False)
+            self.register_buffer("rows", torch.zeros_like(noise), False)
+        else:
+            self.rows = nn.Parameter(noise * shrink)
         if config.shared:
             self.rows.data[0, SILENT] = 0.0
         self.offset = nn.Parameter(mean.clone())
@@ -122,18 +97,35 @@ class Codebook(nn.Module):
         falling = FALLING if config.shared else 1.0
         loudness = START_LOUDNESS * falling ** torch.arange(config.depth).float()
         self.loudness = nn.Parameter(loudness.unsqueeze(-1).repeat(1, hidden_size))
-        # States are large and alike beside embeddings. Unscaled, a few steps of Adam made the
-        # correction 18 times the warm start, and the reader learned to ignore every symbol.
+        # States are large and alike. Unscaled, a few steps of Adam made the correction 18 times
+        # the warm start, and the reader learned to ignore every symbol.
         self.correction_scale = scale / hidden_size**0.5
         self.to_latent = nn.Linear(hidden_size, hidden_size)
-        nn.init.zeros_(self.to_latent.weight)
-        nn.init.zeros_(self.to_latent.bias)
         self.expectation = nn.Linear(hidden_size, hidden_size, bias=False)
-        nn.init.zeros_(self.expectation.weight)
         self.surprise = nn.Linear(hidden_size, 1)
-        nn.init.zeros_(self.surprise.weight)
+        for layer in (self.to_latent, self.expectation, self.surprise):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.to_latent.bias)
         nn.init.constant_(self.surprise.bias, config.mean_surprisal)
         self.register_buffer("usage", torch.ones(n_tables, config.size), persistent=False)
+
+    @torch.no_grad()
+    def name(self, tokens: Tensor | None = None) -> None:
+        """Have codes name tokens: the row of each is its token's embedding.
+
+        Args:
+            tokens: Token of each code from 1 on, int64 `[less than size]`; None keeps those that
+                are named, whose rows follow the mean embedding.
+        """
+        if tokens is not None:
+            self.named.fill_(NO_TOKEN)
+            self.named[1 : len(tokens) + 1] = tokens.to(self.named)
+        codes = (self.named != NO_TOKEN).nonzero().squeeze(-1)
+        table, named = self._embeddings[0].detach(), self.named[codes]
+        self.rows.zero_()
+        self.rows[0, codes] = table[named.to(table.device)].to(self.rows) - self.mean_embedding
+        self.names.zero_()
+        self.names[named] = codes
 
     # -- from tokens to latents ---------------------------------------------------------------
 
@@ -149,37 +141,9 @@ class Codebook(nn.Module):
         Returns:
             `[batch, k, hidden]`.
         """
-        k, n = ends.shape[1], tokens.shape[1]
-        owner = segment_of(ends, n)
-        starts = torch.cat([ends.new_zeros(len(ends), 1), ends[:, :-1] + 1], dim=1)
-        length = (ends - starts + 1).clamp_min(0)
-        inside = owner.clamp_max(k - 1)
-        place = torch.arange(n, device=tokens.device) - starts.gather(1, inside)
-        bucket = place * N_PLACES // length.gather(1, inside).clamp_min(1)
-        weight = self.place_logits.exp()[bucket.clamp(0, N_PLACES - 1)]
-        # A product and not a scattered sum: on a GPU that adds in another order each time, and a
-        # latent near the border of two codes would tip.
-        segments = torch.arange(k, device=tokens.device).unsqueeze(-1)
-        share = weight.unsqueeze(1) * (owner.unsqueeze(1) == segments)
-        share = share / share.sum(-1, keepdim=True).clamp_min(1e-6)
-        pooled = (share * length.unsqueeze(-1)) @ (tokens.float() - self.mean_embedding)
-        summed: Tensor = self.mean_embedding + pooled
+        weights = weights_in_text(self.place_logits, ends, tokens.shape[1])
+        summed: Tensor = self.mean_embedding + weights @ (tokens.float() - self.mean_embedding)
         return summed
-
-    def place_weights(self, lengths: Tensor) -> Tensor:
-        """What `pool` multiplies each token of a segment by.
-
-        Args:
-            lengths: Tokens of each segment, int64 `[k]`, at least 1.
-
-        Returns:
-            `[k, longest]`, 0 behind a segment's end.
-        """
-        place = torch.arange(int(lengths.max()), device=lengths.device)
-        bucket = (place * N_PLACES // lengths.unsqueeze(-1)).clamp_max(N_PLACES - 1)
-        inside = place < lengths.unsqueeze(-1)
-        weight = self.place_logits.exp()[bucket] * inside
-        return weight / weight.sum(-1, keepdim=True) * lengths.unsqueeze(-1)
 
     def slot_inputs(self, pooled: Tensor) -> Tensor:
         """What the writer reads at its slots.
@@ -237,44 +201,48 @@ class Codebook(nn.Module):
         depth: int | None = None,
         quantiser: Quantiser | None = None,
         generator: torch.Generator | None = None,
-        tokens: Tensor | None = None,
-        ends: Tensor | None = None,
+        wording: Wording | None = None,
     ) -> Quantised:
         """Write latents as codes, stage by stage, each stage coding what the ones before left.
+
+        Codes of a shared table stand in the order in which the text says them, which their
+        loudness tells the reader. Where codes name tokens, tokens are named first, and the stages
+        that are left code the rest.
 
         Args:
             latents: `[..., hidden]`.
             depth: Stages used; None means all.
             quantiser: Choice rule; None means the nearest code.
             generator: Noise for a stochastic quantiser while training.
-            tokens: Embeddings of the text, `[batch, n, hidden]`, and with them
-            ends: last token of every segment, `[batch, k]`: codes of a shared table are then put
-                in the order in which the text says them, which their loudness tells the reader.
+            wording: The text, latents `[batch, k, hidden]` then being its segments'. Without it
+                codes stand in the order of choice, and none is named first.
 
         Returns:
             Embeddings, codes and distortion.
         """
-        choose = quantiser or NearestCode()
+        choose, depth, rows = quantiser or NearestCode(), depth or self.config.depth, None
         wanted = latents.float() - self.mean_embedding
-        depth = depth or self.config.depth
-        if choose.copies_gradient:
-            codes, rows = self._choose(wanted.detach(), depth, choose), None
-        else:
+        if not choose.copies_gradient:
             rows, codes = self._relaxed(wanted, depth, choose, generator)
-        if self.config.shared and tokens is not None and ends is not None:
-            order = self.order(codes, tokens, ends)
+        elif self.config.named and wording is not None:
+            codes = self._named_first(wanted.detach(), depth, choose, wording)
+            wording = None  # in its order already
+        else:
+            codes = self._choose(wanted.detach(), depth, choose)
+        if self.config.shared and wording is not None:
+            order = self.order(codes, wording.tokens, wording.ends)
             codes = codes.gather(-1, order)
             if rows is not None:
                 rows = rows.gather(-2, order.unsqueeze(-1).expand_as(rows))
         rows = self.rows_of(codes) if rows is None else rows
-        said = rows.sum(-2)
-        spread = (wanted.detach() - wanted.detach().mean(dim=-2, keepdim=True)).square().mean()
+        said, fixed = rows.sum(-2), wanted.detach()
+        spread = (fixed - fixed.mean(dim=-2, keepdim=True)).square().mean()
         error = (wanted - said.detach()).square().mean()
-        pull = (wanted.detach() - said).square().mean()
+        pull = (fixed - said).square().mean()
         distortion = (error + pull) / spread.clamp_min(1e-8)
         embeddings = self.heard(rows)
         if choose.copies_gradient:
-            embeddings = embeddings + self.loudness.mean(0) * (wanted - wanted.detach())
+            embeddings = embeddings + self.loudness.mean(0) * (wanted - fixed)
         return Quantised(embeddings, codes, distortion)
 
     def unquantised(self, latents: Tensor) -> Tensor:
@@ -330,6 +298,39 @@ class Codebook(nn.Module):
             left -= row
         return torch.stack(codes, dim=-1)
 
+    @torch.no_grad()
+    def _named_first(
+        self, wanted: Tensor, depth: int, choose: Quantiser, wording: Wording
+    ) -> Tensor:
+        """Codes `[batch, k, depth]` of latents whose text is known, in its order."""
+        n = wording.ids.shape[1]
+        names = self.names[wording.ids]
+        found = name_tokens(names, wording.ends, wording.surprisal, depth=depth)
+        deviations = wording.tokens.float() - self.mean_embedding
+        unsaid = weights_in_text(self.place_logits, wording.ends, n) * ~found.chosen.unsqueeze(1)
+        left = wanted - unsaid @ deviations - self.rows_of(found.codes).sum(-2)
+        free = found.codes == SILENT
+        more = self._pursued(left, free.any(-1), depth, choose)
+        codes = torch.where(free, more.gather(-1, (free.cumsum(-1) - 1).clamp_min(0)), found.codes)
+        places = self._places(codes, wording.tokens, wording.ends)
+        places = torch.where(free, places, found.places).masked_fill(codes == SILENT, n)
+        return codes.gather(-1, places.argsort(dim=-1, stable=True))
+
+    def _pursued(self, left: Tensor, free: Tensor, depth: int, choose: Quantiser) -> Tensor:
+        """Codes `[batch, k, depth]` for what is left, where there is a stage for it.
+
+        Silence is nearest to what is shorter than half of the shortest row: most slots need no look
+        at the table. Row by row, for a pass must not tell what else is in it.
+        """
+        energy = self.rows[0].square().sum(-1)
+        shortest = energy.masked_fill(energy == 0, torch.inf).amin()
+        worth = free & (left.square().sum(-1) >= shortest / 4)
+        codes = torch.full((*left.shape[:-1], depth), SILENT, device=left.device)
+        for row, places in enumerate(worth):
+            if bool(places.any()):
+                codes[row, places] = self._choose(left[row, places], depth, choose)
+        return codes
+
     def _relaxed(
         self, residual: Tensor, depth: int, choose: Quantiser, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
@@ -347,15 +348,17 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def order(self, codes: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
         """Order of codes by the token of the segment that each is nearest to, silence last."""
+        places = self._places(codes, tokens, ends).masked_fill(codes == SILENT, tokens.shape[1])
+        return places.argsort(dim=-1, stable=True)
+
+    def _places(self, codes: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+        """The token of its segment that each code is nearest to, `[batch, k, depth]`."""
         deviation = tokens.float() - self.mean_embedding
-        n = deviation.shape[1]
-        rows = self.rows_of(codes)
-        near = 2 * torch.einsum("bkdh,bnh->bkdn", rows, deviation)
+        near = 2 * torch.einsum("bkdh,bnh->bkdn", self.rows_of(codes), deviation)
         near = near - deviation.square().sum(-1)[:, None, None, :]
         segments = torch.arange(ends.shape[1], device=ends.device).view(1, -1, 1)
-        outside = segment_of(ends, n).unsqueeze(1) != segments
-        place = near.masked_fill(outside.unsqueeze(2), -torch.inf).argmax(-1)
-        return torch.argsort(place.masked_fill(codes == SILENT, n), dim=-1, stable=True)
+        outside = segment_of(ends, tokens.shape[1]).unsqueeze(1) != segments
+        return near.masked_fill(outside.unsqueeze(2), -torch.inf).argmax(-1)
 
     def embed(self, codes: Tensor) -> Tensor:
         """What a reader is given for codes: the sum of their rows, each at its stage's loudness.
@@ -370,8 +373,7 @@ class Codebook(nn.Module):
 
     def heard(self, rows: Tensor) -> Tensor:
         """Sum of rows `[..., depth, hidden]` as a reader hears it, `[..., hidden]`."""
-        summed: Tensor = self.offset + (rows * self.loudness[: rows.shape[-2]]).sum(-2)
-        return summed
+        return self.offset + (rows * self.loudness[: rows.shape[-2]]).sum(-2)
 
     def rows_of(self, codes: Tensor) -> Tensor:
         """Rows of codes, `[..., depth, hidden]`; nothing for silence."""

@@ -14,8 +14,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from zcontext.codebook import Codebook, in_full_precision, unit_rms
+from zcontext.codebook import Codebook
 from zcontext.config import CodecConfig
+from zcontext.precision import in_full_precision, unit_rms
 
 N_WAVES = 6
 MAX_PACE = 4.0

@@ -1,8 +1,7 @@
 """ZCompressor: text in, documents of symbols out.
 
 It cuts a text into windows, hands each a share of the document's budget, has the window written and
-keeps the result in a store. What it does not know: how a window is written (`writing.py`), what a
-symbol means, how documents are read again (`readers.py`).
+keeps the result in a store. What it does not know: how a window is written, what a symbol means.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from zcontext.assurance import Assurance
 from zcontext.bundle import load_bundle
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
-from zcontext.config import DEFAULT_RATIO, CompressSettings, WriterName
-from zcontext.drafts import Draft
+from zcontext.config import CompressSettings, WriterName
+from zcontext.drafts import Draft, emphasise_drafts
 from zcontext.errors import ConfigError
 from zcontext.fragile import protected_places
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.store import SpanStore, store_key
+from zcontext.terms import focuses, in_force, writes_as
 from zcontext.tokenization import text_tokenizer
 from zcontext.vocabulary import ZVocabulary, utf8_bytes
 from zcontext.writing import WindowWriter
@@ -35,9 +35,8 @@ class ZCompressor:
         model: The model that writes.
         settings: Used where a call gives none.
         store: Where documents are kept and looked up; None keeps nothing.
-        batch_size: Windows (of different documents) in one pass; None means 1. One window of 512
-            tokens fills a CPU; give more on a GPU. Documents do not depend on each other either
-            way, but passes of another size round differently, so keep to one size for one store.
+        batch_size: Windows (of different documents) in one pass; None means 1, which fills a CPU;
+            give more on a GPU. Passes of another size round differently: keep to one for a store.
 
     Raises:
         ConfigError: `batch_size` is below 1.
@@ -171,8 +170,7 @@ class ZCompressor:
     ) -> list[ZDocument]:
         """One document per text, in order, byte-identical to compressing them one by one.
 
-        Each document goes to the store as soon as it is whole, so an interrupted job goes on
-        where it was.
+        Each goes to the store as soon as it is whole, so an interrupted job goes on where it was.
 
         Args:
             texts: The sources; equal ones are compressed once.
@@ -206,6 +204,50 @@ class ZCompressor:
                 texts, chosen, advance=lambda n_chars: shown.advance(bar, n_chars)
             )
 
+    def compress_together(
+        self,
+        texts: Sequence[str],
+        *,
+        question: str,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        depth: int | None = None,
+    ) -> list[ZDocument]:
+        """Texts that were found for one question, written for it under one budget.
+
+        A text that answers takes symbols from those that do not: all together have the ratio, not
+        each. The store is not used, as a document depends on those beside it.
+
+        Args:
+            texts: The sources, in order.
+            question: What will be asked of them.
+            settings: How to compress; None means the compressor's own.
+            ratio: Source tokens per symbol, over all texts.
+            depth: Codes per symbol.
+
+        Returns:
+            One document per text; without the part "focus" those of `compress`.
+
+        Raises:
+            ConfigError: A setting is out of range, a text longer than `max_tokens`, or the budget
+                is `max_symbols`, which is one document's.
+            SymbolCollisionError: A text spells symbols and the settings say to refuse.
+            VocabularyError: A text is not str, holds a lone surrogate, or nothing the base has a
+                token for.
+        """  # noqa: DOC502 - some raised by the steps
+        chosen = self._chosen(settings, ratio, None, None, depth, question=question)
+        if chosen.max_symbols is not None:
+            told = f"max_symbols={chosen.max_symbols} caps one document; give a ratio instead"
+            raise ConfigError(told, field="max_symbols", value=chosen.max_symbols)
+        drafts = [self._draft(self._guarded(text, chosen), chosen, alone=False) for text in texts]
+        if focuses(chosen, self.model):
+            emphasise_drafts(drafts, self._writer.attend)
+        written = [Assurance(self.model, draft) for draft in drafts]
+        for held in written:
+            while not held.draft.done:
+                held.take(self._writer.write([held.draft.task()])[0])
+        return [held.finish() for held in written]
+
     def stream(
         self,
         text: str,
@@ -216,7 +258,7 @@ class ZCompressor:
         bits_per_symbol: float | None = None,
         depth: int | None = None,
     ) -> Iterator[ZSpan]:
-        """The spans of `compress`, each as soon as it is written. The store is not used.
+        """The spans of `compress`, each as soon as it is written, without the store.
 
         Args:
             text: The source.
@@ -228,7 +270,7 @@ class ZCompressor:
 
         Returns:
             The spans, in order; all at the end where the settings measure them, as what is lost
-            can lie across two. Errors are raised here, before the first one.
+            can lie across two. Errors are raised here.
 
         Raises:
             ConfigError: A setting is out of range, or the text longer than `max_tokens`.
@@ -270,53 +312,16 @@ class ZCompressor:
             question=question,
             writer=writer,
         )
-        if chosen.writer == "autoregressive" and self.model.composer is None:
-            raise ConfigError(
-                "writer='autoregressive': this codec's bundle lacks the part 'compose'. Load one "
-                "that has it, train one (zcontext train benchmarks/train/autoregress.toml), or use "
-                "writer='one-pass'",
-                field="writer",
-                value=chosen.writer,
-            )
-        if chosen.ratio is chosen.max_symbols is chosen.bits_per_symbol is None:
-            chosen = chosen.replace(ratio=DEFAULT_RATIO)
-        codec = self.model.config
-        depth = None if chosen.on_low_fidelity == "finer" else chosen.depth
-        chosen = chosen.replace(depth=depth or codec.depth, window=chosen.window or codec.window)
-        if (chosen.depth or 0) > self.model.config.depth:
-            raise ConfigError(
-                f"depth={chosen.depth}: this codec has {self.model.config.depth} codes per symbol "
-                "at most",
-                field="depth",
-                value=chosen.depth,
-            )
-        n_asked = len(self._question_ids(chosen))
-        if (chosen.window or 0) + chosen.memory + n_asked > self.model.context_length:
-            asked = f" and a question of {n_asked} tokens" if n_asked else ""
-            raise ConfigError(
-                f"window={chosen.window} tokens and memory={chosen.memory} symbols{asked} need "
-                f"more than the {self.model.context_length} positions of the base; lower one of "
-                "them",
-                field="window",
-                value=chosen.window,
-            )
-        return chosen
+        return in_force(chosen, self.model, n_asked=len(self._question_ids(chosen)))
 
     def _question_ids(self, settings: CompressSettings) -> list[int]:
         return self._tokens.ids(settings.question + "\n\n") if settings.question else []
-
-    def _writes_as(self, settings: CompressSettings) -> str:
-        """What determines the symbols of a text: the codec, and of it the writer that is used."""
-        composer = self.model.composer
-        if settings.writer == "one-pass" or composer is None:
-            return self.codec
-        return f"{self.codec}+{composer.digest}"
 
     def _guarded(self, text: str, settings: CompressSettings) -> str:
         utf8_bytes(text)
         return self.vocabulary.guard(text, on_symbols=settings.on_symbols)
 
-    def _draft(self, text: str, settings: CompressSettings) -> Draft:
+    def _draft(self, text: str, settings: CompressSettings, *, alone: bool = True) -> Draft:
         # What spells symbols by itself, though not in its sentence, is not kept but compressed.
         protected = [
             (begin, end)
@@ -325,7 +330,7 @@ class ZCompressor:
         ]
         breaks = [edge for place in protected for edge in place]
         tokens = self._tokens.locate(text, max_tokens=settings.max_tokens, breaks=breaks)
-        return Draft.of(
+        draft = Draft.of(
             text,
             tokens,
             settings=settings,
@@ -334,6 +339,9 @@ class ZCompressor:
             question=self._question_ids(settings),
             protected=protected,
         )
+        if alone and focuses(settings, self.model):
+            emphasise_drafts([draft], self._writer.attend)
+        return draft
 
     def _compress_all(
         self,
@@ -342,18 +350,18 @@ class ZCompressor:
         *,
         advance: Callable[[int], None] = lambda n_chars: None,
     ) -> list[ZDocument]:
-        keys = []
+        keys, written_by = [], writes_as(settings, self.model)
         waiting: dict[str, str] = {}
         for text in texts:
             guarded = self._guarded(text, settings)
-            keys.append(store_key(codec=self._writes_as(settings), settings=settings, text=guarded))
+            keys.append(store_key(codec=written_by, settings=settings, text=guarded))
             waiting.setdefault(keys[-1], guarded)
         found: dict[str, ZDocument] = {}
-        if self.store is not None:
-            for key, document in zip(waiting, self.store.get_many(list(waiting)), strict=True):
-                if document is not None:
-                    found[key] = document
-                    advance(document.n_chars)
+        kept = [] if self.store is None else self.store.get_many(list(waiting))
+        for key, document in zip(waiting, kept, strict=False):
+            if document is not None:
+                found[key] = document
+                advance(document.n_chars)
         missing = {key: text for key, text in waiting.items() if key not in found}
         for key, document in self._write_all(missing, settings, advance):
             if self.store is not None:

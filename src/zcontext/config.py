@@ -26,7 +26,7 @@ DEFAULT_WINDOW = 512
 WINDOW_RANGE = "8 to 8,192 tokens"
 BUDGETS = ("ratio", "max_symbols", "bits_per_symbol")
 
-Role = Literal["compress", "decompress", "infer", "compose"]
+Role = Literal["compress", "decompress", "infer", "compose", "focus"]
 ROLES: tuple[Role, ...] = ("compress", "decompress", "infer")
 """Roles that every codec has; the autoregressive writer's is an optional part of it."""
 WriterName = Literal["one-pass", "autoregressive"]
@@ -64,6 +64,8 @@ class CodecConfig:
             told otherwise.
         shared: All stages choose from one table, started from the commonest tokens, and code 0
             says nothing; otherwise every stage has a table of its own, started by k-means.
+        named: Every code of the shared table is the name of a token: its row is the base's own
+            embedding and does not learn, and tokens are named before anything else is coded.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -78,6 +80,7 @@ class CodecConfig:
     mean_surprisal: float = 5.0
     window: int = DEFAULT_WINDOW
     shared: bool = False
+    named: bool = False
 
     def __post_init__(self) -> None:
         for field in ("depth", "size", "writer_layers", "lora_rank", "lora_alpha", "window"):
@@ -92,6 +95,8 @@ class CodecConfig:
         check(self, "mean_surprisal", 0 < self.mean_surprisal <= 64, "in (0, 64] bits")
         check(self, "window", _window_fits(self.window), WINDOW_RANGE)
         check(self, "shared", isinstance(self.shared, bool), "true or false")
+        check(self, "named", isinstance(self.named, bool), "true or false")
+        check(self, "named", self.shared or not self.named, "false where `shared` is false")
 
     @property
     def bits_per_symbol(self) -> float:
@@ -106,7 +111,8 @@ class CompressSettings:
     Attributes:
         ratio: Source tokens per symbol, 1 to 64. Used when no other budget is given.
         max_symbols: Hard cap on the symbols of one document.
-        bits_per_symbol: Surprisal, in bits, that one symbol stands for; what `stream` uses.
+        bits_per_symbol: Surprisal, in bits, that one symbol stands for, a token counting for 3.5 at
+            most; what `stream` uses.
         depth: Codes per symbol; None means the codec's own depth.
         window: Largest number of source tokens written by one forward pass; None means the
             window the codec was trained on.

@@ -5,22 +5,26 @@ What it does not know: models. It says which window comes next and takes the cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
+from zcontext.emphasis import Emphasis, emphasise
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
 from zcontext.pointing import Allowance, Request
-from zcontext.segmentation import DocumentBudget
+from zcontext.segmentation import DocumentBudget, usual_weight
 from zcontext.spans import LiteralText, ZDocument, ZSpan
 from zcontext.tokenization import TokenizedText
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
 from zcontext.windows import Extent, WindowPlan
-from zcontext.writing import Codes, WindowTask, Written
+from zcontext.writing import Codes, WindowTask, Written, free_places
 
 INLINE_TOKENS: Final = 32
 """Longer literals, and those of several lines, are windows of their own."""
@@ -39,6 +43,8 @@ class Draft:
         budget: What is left to spend.
         question: Tokens read in front of every window and not written.
         spans: Written so far.
+        emphases: How the budget of each window is spent, for the question; None leaves it to the
+            surprisal.
         earlier: Codes of symbols that stood before the newest span when it was written.
         allowance: What is asked of a writer that decides itself; None where the budget does.
     """
@@ -51,6 +57,7 @@ class Draft:
     budget: DocumentBudget
     question: tuple[int, ...] = ()
     spans: list[ZSpan] = field(default_factory=list)
+    emphases: list[Emphasis | None] | None = None
     earlier: Codes = ()
     _memory: Codes = ()
     allowance: Allowance | None = None
@@ -135,7 +142,8 @@ class Draft:
     def task(self) -> WindowTask:
         """The next window."""
         self._pass_literals()
-        laid = self.windows[len(self.spans)]
+        at = len(self.spans)
+        emphasis = None if self.emphases is None else self.emphases[at]
         left = self._n_left - 1
         again = self._again
         allowance = self.allowance
@@ -143,18 +151,58 @@ class Draft:
         def take(surprisal: Tensor) -> int:
             if again is not None:  # its share of the budget was taken the first time
                 return again
+            if emphasis is not None:
+                return emphasis.n_slots
             return self.budget.take(surprisal, windows_left=left)
 
+        n_free = self.windows[at].n_free
+        return dataclasses.replace(
+            self._laid_out(at),
+            memory=self._memory,
+            take=take,
+            fine=None if emphasis is None else self._fine(at, emphasis),
+            request=None if allowance is None else self._request(allowance, n_free),
+        )
+
+    def _laid_out(self, at: int) -> WindowTask:
+        """A window as it is read, whatever stood before it."""
+        laid = self.windows[at]
         ids: Sequence[int] = self.tokens.ids[laid.window.context.start : laid.window.target.end]
         return WindowTask(
             ids=[*self.question, *ids] if self.question else ids,
             start=len(self.question) + len(laid.window.context),
-            memory=self._memory,
+            memory=(),
             depth=self.settings.depth or self.vocabulary.depth,
-            take=take,
+            take=len,
             literals=laid.literals,
-            request=None if allowance is None else self._request(allowance, laid.n_free),
+            n_question=len(self.question),
         )
+
+    def readings(self) -> list[WindowTask]:
+        """The windows that symbols are written for, as they are read, whatever stands before."""
+        return [self._laid_out(at) for at, laid in enumerate(self.windows) if laid.n_free]
+
+    @property
+    def n_symbols(self) -> int:
+        """Symbols of the document, as far as is known before it is read."""
+        budget = self.budget
+        if budget.n_symbols is not None:
+            return budget.n_symbols
+        usual = budget.n_tokens * usual_weight(budget.mean_surprisal)
+        return math.ceil(usual / (budget.bits_per_symbol or math.inf))
+
+    def take_emphases(self, emphases: Iterator[Emphasis]) -> None:
+        """Take how the budget of each window of `readings` is spent."""
+        self.emphases = [next(emphases) if laid.n_free else None for laid in self.windows]
+
+    def _fine(self, at: int, emphasis: Emphasis) -> Tensor:
+        """Which tokens of a window get a symbol each; those kept as text get none."""
+        laid = self.windows[at]
+        if not laid.literals:
+            return emphasis.fine
+        fine = torch.zeros(len(laid.window.target), dtype=torch.bool)
+        fine[free_places(self._laid_out(at))] = emphasis.fine
+        return fine
 
     def _request(self, allowance: Allowance, n: int) -> Request:
         """What the writer is asked for that decides itself; more of it where it was too little."""
@@ -226,3 +274,22 @@ class Draft:
             size=self.vocabulary.size,
             memory=self.settings.memory,
         )
+
+
+def emphasise_drafts(
+    drafts: Sequence[Draft], attend: Callable[[Sequence[WindowTask]], list[Tensor]]
+) -> None:
+    """Spend the budget of some documents on what a question in front of them is about.
+
+    Args:
+        drafts: Nothing of them written; they share one budget, the sum of their own.
+        attend: Tells where windows answer the question.
+    """
+    tasks = [task for draft in drafts for task in draft.readings()]
+    odds = attend(tasks)
+    relevance = [row[free_places(task)] for task, row in zip(tasks, odds, strict=True)]
+    emphases = emphasise(relevance, sum(draft.n_symbols for draft in drafts))
+    if emphases is not None:
+        spent = iter(emphases)
+        for draft in drafts:
+            draft.take_emphases(spent)

@@ -16,6 +16,7 @@ from zcontext.channel import Channel, Lanes, Nominees
 from zcontext.codebook import Codebook
 from zcontext.errors import ConfigError
 from zcontext.model import ZLanguageModel
+from zcontext.pooling import weights_of_places
 from zcontext.vocabulary import Symbols
 from zcontext.windows import Extent
 
@@ -94,8 +95,8 @@ class Hearing:
         Returns:
             The lanes.
         """
-        rows, weights = self._codebook.rows_of(codes), self._codebook.place_weights(lengths)
-        return self.channel.listen(rows, lengths, weights)
+        weights = weights_of_places(self._codebook.place_logits, lengths)
+        return self.channel.listen(self._codebook.rows_of(codes), lengths, weights)
 
     def weigh(self, scores: Tensor, lanes: Lanes) -> Tensor:
         """Odds of the next token of every lane.

@@ -1,8 +1,8 @@
 """The Z-token language model: one base, one codebook, three adapters, and their passes.
 
-`ZLanguageModel` offers the tensor-level steps that everything above is made of: embed tokens or
-codes, run the base under a role, read and write a window. What it does not know: text cut into
-windows, budgets over a document, decoding loops, files (see `bundle.py`).
+`ZLanguageModel` offers the tensor-level steps of everything above: embed tokens or codes, run the
+base under a role, read and write a window. What it does not know: text cut into windows, budgets
+over a document, decoding loops, files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from zcontext.channel import Channel
 from zcontext.codebook import Codebook, Quantised
 from zcontext.composer import Composer
 from zcontext.config import CodecConfig, Role
+from zcontext.focus import Focus
 from zcontext.holding import held
 from zcontext.loading import LoadedBase
+from zcontext.naming import Wording
 from zcontext.passes import ReadState, RunOutput
 from zcontext.relaxation import Quantiser
-from zcontext.sealing import codec_digest, round_to_storage, seal_composer
+from zcontext.sealing import codec_digest, round_to_storage, seal_writer
 from zcontext.vocabulary import ZVocabulary
 
 
@@ -50,14 +52,12 @@ class ZLanguageModel:
         self.context_length = int(getattr(base.model.config, "max_position_embeddings", 2048))
         self.adapters = RoleAdapters(base.model, config, seed=seed)
         self._embedding = base.model.get_input_embeddings()
-        self.codebook = Codebook(
-            config,
-            hidden_size=self.hidden_size,
-            token_embeddings=self._embedding.weight,
-            seed=seed,
-        ).to(base.device)
+        sizes = {"hidden_size": self.hidden_size, "seed": seed}
+        book = Codebook(config, token_embeddings=self._embedding.weight, **sizes)
+        self.codebook = book.to(base.device)
         self.composer: Composer | None = None
         self.channel: Channel | None = None
+        self.focus: Focus | None = None
         self.codec = ""
         self.seal()
 
@@ -116,19 +116,17 @@ class ZLanguageModel:
     def seal(self) -> None:
         """Round what is learned to the precision it is stored in, and name the result.
 
-        Call after changing parameters by hand. The digest covers the base, the codebook and the
-        adapters COMPRESS and DECOMPRESS; others may be trained further, stored symbols stay valid.
+        Call after changing parameters by hand. The digest covers base, codebook, channel, COMPRESS
+        and DECOMPRESS; other parts may be trained further, stored symbols stay valid.
         """
-        round_to_storage(self.codebook, self.adapters, self.channel)
+        book, adapters, channel = self.codebook, self.adapters, self.channel
+        round_to_storage(book, adapters, channel)
         if self.composer is not None:
-            seal_composer(self.composer, self.adapters)
-        self.codec = codec_digest(
-            self.codebook,
-            self.adapters,
-            self.channel,
-            config=self.config,
-            base_sha256=self.base.sha256,
-        )
+            seal_writer("compose", self.composer, adapters)
+        if self.focus is not None:
+            seal_writer("focus", self.focus, adapters)
+        base = self.base.sha256
+        self.codec = codec_digest(book, adapters, channel, config=self.config, base_sha256=base)
 
     def using(self, role: Role | None) -> AbstractContextManager[None]:
         """Hold the model with one adapter active, in evaluation mode.
@@ -156,6 +154,15 @@ class ZLanguageModel:
             self.channel = Channel(hidden_size=self.hidden_size, vocab_size=self.base_vocab)
             self.channel.to(self.device).requires_grad_(False)
         return self.channel
+
+    def add_focus(self) -> Focus:
+        """What finds where a text answers a question, new: it reads as COMPRESS does."""
+        if self.focus is None:
+            focus = Focus(hidden_size=self.hidden_size, vocab_size=self.base_vocab)
+            self.focus = focus.to(self.device).eval()
+            self.adapters.add("focus")
+            self.adapters.load("focus", self.adapters.state("compress"))
+        return self.focus
 
     def parameters_of(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:
         """Adapter parameters of some roles, named `role/name`.
@@ -243,8 +250,7 @@ class ZLanguageModel:
             float32 `[..., base_vocab]`.
         """
         head = self.base.model.get_output_embeddings()
-        scores: Tensor = head(hidden.to(head.weight.dtype))
-        return scores[..., : self.base_vocab].float()
+        return head(hidden.to(head.weight.dtype))[..., : self.base_vocab].float()  # type: ignore[no-any-return]
 
     # -- the writer -------------------------------------------------------------------------------
 
@@ -275,7 +281,7 @@ class ZLanguageModel:
             n_layers=self.config.writer_layers,
         )
         surprisal = self.codebook.surprisal(out.hidden[:, offset:], tokens)
-        return ReadState(tokens, positions[:, offset:], mask, surprisal, out.cache)
+        return ReadState(ids, tokens, positions[:, offset:], mask, surprisal, out.cache)
 
     def write(self, state: ReadState, ends: Tensor, slot_mask: Tensor, *, start: int = 0) -> Tensor:
         """The writer's second step: one forward over the cache for all slots.
@@ -375,19 +381,19 @@ class ZLanguageModel:
     def quantise(
         self,
         latents: Tensor,
-        tokens: Tensor,
+        ids: Tensor,
         ends: Tensor,
+        surprisal: Tensor,
         *,
         depth: int | None = None,
         quantiser: Quantiser | None = None,
         generator: torch.Generator | None = None,
     ) -> Quantised:
-        """Latents to symbols: `Codebook.quantise` with the text and the segments told."""
+        """Latents to symbols: `Codebook.quantise` with the text and its segments told."""
         return self.codebook.quantise(
             latents,
             depth=depth,
             quantiser=quantiser,
             generator=generator,
-            tokens=tokens,
-            ends=ends,
+            wording=Wording(ids, self.embed_tokens(ids), ends, surprisal),
         )

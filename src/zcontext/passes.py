@@ -30,6 +30,7 @@ class ReadState:
     """What the read step of a window leaves for the write step.
 
     Attributes:
+        ids: Tokens of context and target, int64 `[batch, n]`.
         tokens: Token embeddings of context and target, `[batch, n, hidden]`.
         positions: Positions of those tokens, `[batch, n]`.
         mask: 1 on everything in the cache that may be looked at, `[batch, memory + n]`.
@@ -37,6 +38,7 @@ class ReadState:
         cache: The writer's key-value cache.
     """
 
+    ids: Tensor
     tokens: Tensor
     positions: Tensor
     mask: Tensor

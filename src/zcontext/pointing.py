@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zcontext.segmentation import FLOOR_BITS, weigh
+from zcontext.segmentation import usual_weight, weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def price_of(ratio: float, *, mean_surprisal: float) -> float:
     Returns:
         Bits a symbol.
     """
-    return ratio * (mean_surprisal + FLOOR_BITS)
+    return ratio * usual_weight(mean_surprisal)
 
 
 @dataclass(slots=True)

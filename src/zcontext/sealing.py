@@ -14,14 +14,17 @@ from torch import Tensor
 
 from zcontext.adapters import RoleAdapters
 from zcontext.channel import Channel
-from zcontext.codebook import Codebook
+from zcontext.codebook import NO_TOKEN, Codebook
 from zcontext.composer import Composer
-from zcontext.config import ROLES, CodecConfig
+from zcontext.config import ROLES, CodecConfig, Role
+from zcontext.focus import Focus
 
 STORAGE = torch.float16
 PARTS = ("codebook", *ROLES)
-OPTIONAL_PARTS = ("compose", "channel")
-"""Parts that a bundle may have: the autoregressive writer's adapter and composer; the channel."""
+OPTIONAL_PARTS = ("compose", "channel", "focus")
+"""Parts that a bundle may have: the autoregressive writer's adapter and composer; the channel; what
+finds where a text answers a question, an adapter and a head."""
+_OWN: dict[str, str] = {"compose": "composer", "focus": "focus"}
 DIGESTED = ("codebook", "compress", "decompress")
 """Parts that give a stored symbol its meaning, with the channel where there is one. INFER only
 reads symbols; the autoregressive writer chooses others for a text, which mean what the codebook and
@@ -46,24 +49,33 @@ def part_state(codebook: Codebook, adapters: RoleAdapters, part: str) -> dict[st
         codebook.state_dict() if part == "codebook" else dict(adapters.named_parameters(part))  # type: ignore[arg-type]
     )
     stored = {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
-    if part == "codebook":
+    if part == "codebook" and codebook.config.named:
+        stored["named"] = codebook.named.to("cpu", torch.int32)
+    elif part == "codebook":
         stored["rows"], stored["row_scale"] = _in_bytes(codebook.rows.detach().cpu())
     return stored
 
 
-def codebook_state(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a codebook loads, from what `part_state` gave for it.
+def load_codebook(codebook: Codebook, stored: dict[str, Tensor]) -> None:
+    """Fill a codebook from what `part_state` gave for it.
 
     Args:
+        codebook: Changed in place.
         stored: Tensors of the part.
 
-    Returns:
-        Name to float32 tensor.
+    Raises:
+        RuntimeError: Names or shapes are those of another codec, or a token is named that the
+            base does not have.
     """
     state = {n: t.float() for n, t in stored.items() if n != "row_scale"}
     if "row_scale" in stored:
         state["rows"] = stored["rows"].float() * stored["row_scale"].float()
-    return state
+    codebook.load_state_dict(state)
+    if codebook.config.named:
+        n_tokens, named = len(codebook.names), codebook.named
+        if bool(((named < NO_TOKEN) | (named >= n_tokens)).any()):
+            raise RuntimeError(f"its codes name tokens beyond the base's {n_tokens:,}")
+        codebook.name()
 
 
 def _in_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,57 +88,62 @@ def _in_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:
     return steps.to(torch.int8).contiguous(), scale.contiguous()
 
 
-def composer_state(composer: Composer, adapters: RoleAdapters) -> dict[str, Tensor]:
-    """The tensors of the part "compose" in storage precision, on the CPU.
+def writer_state(role: Role, module: Composer | Focus, adapters: RoleAdapters) -> dict[str, Tensor]:
+    """The tensors of the part "compose" or "focus" in storage precision, on the CPU.
 
     Args:
-        composer: The composer.
-        adapters: The adapters, COMPOSE among them.
+        role: Names the part and its adapter.
+        module: What the part has beside the adapter.
+        adapters: The adapters, that of the role among them.
 
     Returns:
-        Name to tensor: `composer/...` and `adapter/...`.
+        Name to tensor: `composer/...` or `focus/...`, and `adapter/...`.
     """
-    own = {f"composer/{n}": t for n, t in composer.state_dict().items()}
-    lora = {f"adapter/{n}": t for n, t in adapters.named_parameters("compose").items()}
+    own = {f"{_OWN[role]}/{n}": t for n, t in module.state_dict().items()}
+    lora = {f"adapter/{n}": t for n, t in adapters.named_parameters(role).items()}
     return {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in (own | lora).items()}
 
 
-def load_composer(composer: Composer, adapters: RoleAdapters, stored: dict[str, Tensor]) -> None:
-    """Fill composer and COMPOSE from what `composer_state` gave.
+def load_writer(
+    role: Role, module: Composer | Focus, adapters: RoleAdapters, stored: dict[str, Tensor]
+) -> None:
+    """Fill a part from what `writer_state` gave.
 
     Args:
-        composer: Changed in place.
+        role: Names the part and its adapter.
+        module: Changed in place.
         adapters: Changed in place.
         stored: Tensors of the part.
 
     Raises:
         UnsupportedBaseError: Names or shapes of the adapter are those of another base.
-        RuntimeError: Names or shapes of the composer are those of another codec.
+        RuntimeError: Names or shapes of the module are those of another codec.
     """  # noqa: DOC502 - raised by both
-    split: dict[str, dict[str, Tensor]] = {"composer": {}, "adapter": {}}
+    split: dict[str, dict[str, Tensor]] = {_OWN[role]: {}, "adapter": {}}
     for name, tensor in stored.items():
         kind, _, rest = name.partition("/")
         split.setdefault(kind, {})[rest] = tensor.float()
-    composer.load_state_dict(split["composer"])
-    adapters.load("compose", split["adapter"])
+    module.load_state_dict(split[_OWN[role]])
+    adapters.load(role, split["adapter"])
 
 
-def seal_composer(composer: Composer, adapters: RoleAdapters) -> None:
-    """Round the part "compose" to what a bundle keeps, and name it.
+def seal_writer(role: Role, module: Composer | Focus, adapters: RoleAdapters) -> None:
+    """Round the part "compose" or "focus" to what a bundle keeps, and name it.
 
     The name is not the codec's. It is part of the key under which a store keeps what was written.
 
     Args:
-        composer: Changed in place.
+        role: Names the part and its adapter.
+        module: Changed in place.
         adapters: Changed in place.
     """
-    state = composer_state(composer, adapters)
-    load_composer(composer, adapters, state)
+    state = writer_state(role, module, adapters)
+    load_writer(role, module, adapters, state)
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
-    composer.digest = digest.hexdigest()
+    module.digest = digest.hexdigest()
 
 
 def channel_state(channel: Channel) -> dict[str, Tensor]:
@@ -155,7 +172,7 @@ def round_to_storage(
     with torch.no_grad():
         if channel is not None:
             channel.load_state_dict(channel_state(channel))
-        codebook.load_state_dict(codebook_state(part_state(codebook, adapters, "codebook")))
+        load_codebook(codebook, part_state(codebook, adapters, "codebook"))
         for role in ROLES:
             for parameter in adapters.named_parameters(role).values():
                 parameter.copy_(parameter.to(STORAGE))

@@ -1,8 +1,10 @@
 """Where symbols go: surprisal in, slot positions out, under a budget for the whole document.
 
 A slot stands at the end of its segment, and a segment ends each time the accumulated surprisal
-crosses another `bits_per_symbol`: dense text is cut finer than predictable text. What this module
-does not know: models, text, windows. It sees one row of numbers at a time.
+crosses another `bits_per_symbol`: dense text is cut finer than predictable text. Where codes name
+tokens, a segment ends when as many tokens as a symbol can name are in it, of those that are hardest
+to guess. What this module does not know: models, text, windows. It sees one row of numbers at a
+time.
 """
 
 from __future__ import annotations
@@ -19,8 +21,13 @@ FLOOR_BITS = 0.5
 """Bits added to every token: even perfectly predictable text must be pointed at by some symbol."""
 
 
+MOST_BITS = 3.0
+"""Bits from which a token draws no more: a reader will not guess it, and to be named costs the same
+for every token."""
+
+
 def weigh(surprisal: Tensor) -> Tensor:
-    """The budget each token draws: its surprisal, never negative, plus a small floor.
+    """The budget each token draws: its surprisal up to `MOST_BITS`, plus a small floor.
 
     Args:
         surprisal: Bits per token, `[n]`.
@@ -28,7 +35,21 @@ def weigh(surprisal: Tensor) -> Tensor:
     Returns:
         float64 weights, `[n]`, all positive.
     """
-    return surprisal.to(torch.float64).clamp_min(0.0) + FLOOR_BITS
+    return surprisal.to(torch.float64).clamp(0.0, MOST_BITS) + FLOOR_BITS
+
+
+def usual_weight(mean_surprisal: float) -> float:
+    """What a token of ordinary text draws on average.
+
+    Surprisal is taken to fall off exponentially, which comes within a tenth of what text draws.
+
+    Args:
+        mean_surprisal: Bits per token, before anything is cut off.
+
+    Returns:
+        The mean of `weigh`.
+    """
+    return mean_surprisal * -math.expm1(-MOST_BITS / mean_surprisal) + FLOOR_BITS
 
 
 def count_slots(surprisal: Tensor, *, bits_per_symbol: float) -> int:
@@ -56,12 +77,14 @@ def count_slots(surprisal: Tensor, *, bits_per_symbol: float) -> int:
     return max(1, min(n, math.ceil(float(weigh(surprisal).sum()) / bits_per_symbol - 1e-9)))
 
 
-def place_slots(surprisal: Tensor, n_slots: int) -> Tensor:
-    """Cut tokens into segments of equal accumulated surprisal.
+def place_slots(surprisal: Tensor, n_slots: int, *, n_names: int | None = None) -> Tensor:
+    """Cut tokens into segments of equal accumulated surprisal, or with equally many to be named.
 
     Args:
         surprisal: Bits per token, `[n]`.
         n_slots: Number of segments, 1 to n.
+        n_names: Tokens that a symbol can name, where codes are names. Then every segment gets as
+            many of the tokens that are hardest to guess as its symbol can name.
 
     Returns:
         int64 `[n_slots]`: the index of the last token of each segment; strictly increasing, the
@@ -79,7 +102,8 @@ def place_slots(surprisal: Tensor, n_slots: int) -> Tensor:
             field="n_slots",
             value=n_slots,
         )
-    cumulative = weigh(surprisal).cumsum(0)
+    weights = weigh(surprisal) if n_names is None else _to_name(surprisal, n_slots * n_names)
+    cumulative = weights.cumsum(0)
     step = torch.arange(1, n_slots + 1, dtype=torch.float64)
     wanted = torch.searchsorted(cumulative, step * (cumulative[-1] / n_slots))
     order = torch.arange(n_slots)
@@ -89,6 +113,12 @@ def place_slots(surprisal: Tensor, n_slots: int) -> Tensor:
     ends = torch.minimum(ends, n - n_slots + order)
     ends[-1] = n - 1
     return ends
+
+
+def _to_name(surprisal: Tensor, count: int) -> Tensor:
+    """1 for the tokens that are hardest to guess, 0 for all others, float64 `[n]`."""
+    hardest = surprisal.argsort(descending=True, stable=True)[:count]
+    return torch.zeros(len(surprisal), dtype=torch.float64).index_fill(0, hardest, 1.0)
 
 
 def place_evenly(n: int, n_slots: int) -> Tensor:
@@ -174,7 +204,7 @@ class DocumentBudget:
             self._given += count
             return count
         else:
-            prior = self.PRIOR_TOKENS * (self.mean_surprisal + FLOOR_BITS)
+            prior = self.PRIOR_TOKENS * usual_weight(self.mean_surprisal)
             mean = (prior + self._seen_weight) / (self.PRIOR_TOKENS + self._seen_tokens)
             coming = mean * (self.n_tokens - self._seen_tokens)
             count = round(left * weight / (weight + coming))

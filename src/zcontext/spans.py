@@ -178,6 +178,22 @@ class SupportsCompress(Protocol):
 
 
 @runtime_checkable
+class SupportsFocus(Protocol):
+    """Writes texts that were found for one question, so that they share one budget."""
+
+    def compress_together(
+        self,
+        texts: Sequence[str],
+        *,
+        question: str,
+        settings: CompressSettings | None = None,
+        ratio: float | None = None,
+        depth: int | None = None,
+    ) -> list[ZDocument]:
+        """One document per text; those that answer the question take symbols from the others."""
+
+
+@runtime_checkable
 class SupportsRead(Protocol):
     """Generates text from prompts of text and symbols."""
 

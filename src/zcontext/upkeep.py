@@ -96,9 +96,12 @@ def start_from_tokens(codebook: Codebook, token_embeddings: Tensor, counts: Tens
     """
     centre(codebook, token_embeddings, counts)
     common = counts.argsort(descending=True, stable=True)[: codebook.config.size - 1]
-    table = token_embeddings.detach().to(codebook.rows)
-    codebook.rows.zero_()
-    codebook.rows[0, 1 : len(common) + 1] = table[common.to(table.device)] - codebook.mean_embedding
+    if codebook.config.named:
+        codebook.name(common)
+    else:
+        rows = token_embeddings.detach()[common.to(token_embeddings.device)].to(codebook.rows)
+        codebook.rows.zero_()
+        codebook.rows[0, 1 : len(common) + 1] = rows - codebook.mean_embedding
     codebook.offset.copy_(codebook.mean_embedding)
     codebook.usage.fill_(1.0)
     return float(counts[common].sum() / counts.sum())

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
 
 import torch
 from torch import Tensor
 
+from zcontext.attending import relevance
 from zcontext.caches import rows_of
 from zcontext.composing import Composition, Passage
+from zcontext.emphasis import place_runs, runs_of
 from zcontext.errors import ConfigError, ModelError
 from zcontext.model import ZLanguageModel
+from zcontext.naming import place_symbols
 from zcontext.passes import ReadState
 from zcontext.pointing import Request
-from zcontext.segmentation import place_slots, weigh
 from zcontext.windows import Extent
 
 Codes = tuple[tuple[int, ...], ...]
@@ -59,8 +60,11 @@ class WindowTask:
         take: From the target's surprisal (bits, `[n]`) to the number of symbols to write; tokens
             of literals are left out.
         literals: Tokens of the target that are kept as text, from its start, in order.
+        fine: Per token of the target whether it gets a symbol of its own, bool `[n]`; None has
+            all of them follow the surprisal.
         request: What the autoregressive writer is asked for, which decides itself; None has the
             window written in one pass.
+        n_question: Tokens in front of context and target that ask something of them.
     """
 
     ids: Sequence[int]
@@ -69,7 +73,9 @@ class WindowTask:
     depth: int
     take: Callable[[Tensor], int]
     literals: tuple[Extent, ...] = ()
+    fine: Tensor | None = None
     request: Request | None = None
+    n_question: int = 0
 
 
 class WindowWriter:
@@ -130,10 +136,35 @@ class WindowWriter:
             if tasks[0].request is not None:
                 return self._compose(state, tasks)
             placed = [
-                _place(bits[row, start : len(task.ids)], task) for row, task in enumerate(tasks)
+                self._place(bits[row, start : len(task.ids)], task)
+                for row, task in enumerate(tasks)
             ]
             codes = self._write(state, tasks, [slots.ends + start for slots in placed])
         return [slots.written(row) for row, slots in zip(codes, placed, strict=True)]
+
+    def attend(self, tasks: Sequence[WindowTask]) -> list[Tensor]:
+        """Where some windows answer the question in front of them.
+
+        Args:
+            tasks: Windows of any shapes.
+
+        Returns:
+            Per window the log-odds of each token of its target, float32 `[n]`.
+        """
+        found: dict[int, Tensor] = {}
+        waiting = list(range(len(tasks)))
+        with self.model.using("focus"), torch.no_grad():
+            while waiting:
+                shape = self.shape(tasks[waiting[0]])
+                together = [at for at in waiting if self.shape(tasks[at]) == shape]
+                together = together[: self.batch_size]
+                rows = [tasks[at] for at in self._filled(together)]
+                ids, mask = self._stacked(rows, shape[0])
+                odds = relevance(self.model, ids, mask, [task.n_question for task in rows])
+                for at, row in zip(together, odds, strict=False):
+                    found[at] = row[tasks[at].start - tasks[at].n_question :].cpu()
+                waiting = [at for at in waiting if at not in found]
+        return [found[at] for at in range(len(tasks))]
 
     def _compose(self, state: ReadState, tasks: Sequence[WindowTask]) -> list[Written]:
         start, depth = tasks[0].start, tasks[0].depth
@@ -165,19 +196,53 @@ class WindowWriter:
         return [*rows, *[rows[0]] * (self.batch_size - len(rows))]
 
     def _read(self, tasks: Sequence[WindowTask], length: int) -> ReadState:
-        rows = self._filled(range(len(tasks)))
-        ids = torch.full((len(rows), length), self.model.end_token)
-        mask = torch.zeros_like(ids)
-        for at, row in enumerate(rows):
-            n = len(tasks[row].ids)
-            ids[at, :n] = torch.tensor(tasks[row].ids)
-            mask[at, :n] = 1
+        rows = [tasks[row] for row in self._filled(range(len(tasks)))]
+        ids, mask = self._stacked(rows, length)
         memory = None
         if tasks[0].memory:
-            codes = torch.tensor([tasks[row].memory for row in rows])
-            memory = self.model.embed_codes(codes)
-        device = self.model.device
-        return self.model.read(ids.to(device), mask.to(device), memory=memory)
+            memory = self.model.embed_codes(torch.tensor([task.memory for task in rows]))
+        return self.model.read(ids, mask, memory=memory)
+
+    def _stacked(self, tasks: Sequence[WindowTask], length: int) -> tuple[Tensor, Tensor]:
+        """Tokens and mask `[batch, length]` of windows, right-padded."""
+        ids = torch.full((len(tasks), length), self.model.end_token)
+        mask = torch.zeros_like(ids)
+        for row, task in enumerate(tasks):
+            ids[row, : len(task.ids)] = torch.tensor(task.ids)
+            mask[row, : len(task.ids)] = 1
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+    def _place(self, bits: Tensor, task: WindowTask) -> _Slots:
+        """Slots of a target, under the surprisal of its tokens, `[n]`."""
+        n = len(bits)
+        if not task.literals and task.fine is None:
+            n_slots = task.take(bits)
+            return _Slots(self._placed(bits, n_slots, task), n)
+        free = torch.tensor(free_places(task))
+        n_slots = task.take(bits[free])
+        fine = torch.zeros(n, dtype=torch.bool) if task.fine is None else task.fine
+        edges = [edge for each in task.literals for edge in (each.start, each.end)]
+        kept = {each.start for each in task.literals}
+        runs = [run for run in runs_of(fine, edges) if run[0] not in kept]
+        if n_slots < sum(b - a if is_fine else 1 for a, b, is_fine in runs):
+            # Too few for every run to have its own: segments reach across.
+            places = free[self._placed(bits[free], n_slots, task)]
+            return _Slots(places, n)
+        placed = place_runs(self.model.config, bits, runs, n_slots, depth=task.depth)
+        ends: list[int] = []
+        dropped: list[int] = []
+        for (a, *_), found in zip(runs, placed, strict=True):
+            if a > (ends[-1] + 1 if ends else 0):
+                # The literal before the run has a slot of its own: no symbol has to carry it.
+                dropped.append(len(ends))
+                ends.append(a - 1)
+            ends += found.tolist()
+        return _Slots(torch.tensor(ends), n, frozenset(dropped))
+
+    def _placed(self, bits: Tensor, n_slots: int, task: WindowTask) -> Tensor:
+        if not n_slots:
+            return torch.zeros(0).long()
+        return place_symbols(self.model.config, bits.unsqueeze(0), n_slots, depth=task.depth)[0]
 
     def _write(
         self, state: ReadState, tasks: Sequence[WindowTask], ends: Sequence[Tensor]
@@ -195,7 +260,11 @@ class WindowWriter:
             chosen = self._state_of(state, rows)
             latents = self.model.write(chosen, ends_there, real.to(self.model.device), start=start)
             symbols = self.model.quantise(
-                latents, chosen.tokens[:, start:], ends_there - start, depth=tasks[0].depth
+                latents,
+                chosen.ids[:, start:],
+                ends_there - start,
+                chosen.surprisal[:, start:],
+                depth=tasks[0].depth,
             )
             codes = symbols.codes.tolist()
             for at, row in enumerate(members):
@@ -207,6 +276,7 @@ class WindowWriter:
             return state
         index = torch.tensor(list(rows), device=state.tokens.device)
         return ReadState(
+            state.ids[index],
             state.tokens[index],
             state.positions[index],
             state.mask[index],
@@ -241,52 +311,6 @@ class _Slots:
         kept = [k for k in range(len(codes)) if k not in self.owns_literal]
         ends = [int(self.ends[k]) + 1 for k in kept]
         return Written(tuple(codes[k] for k in kept), (*ends[:-1], self.n_tokens) if ends else ())
-
-
-def _place(bits: Tensor, task: WindowTask) -> _Slots:
-    """Slots of a target, under the surprisal of its tokens, `[n]`."""
-    n = len(bits)
-    if not task.literals:
-        n_slots = task.take(bits)
-        return _Slots(place_slots(bits, n_slots) if n_slots else torch.zeros(0).long(), n)
-    edges = [0, *(edge for each in task.literals for edge in (each.start, each.end)), n]
-    runs = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
-    free = torch.cat([torch.arange(a, b) for a, b in runs])
-    n_slots = task.take(bits[free])
-    if n_slots < len(runs):  # too few for every run to have its own: segments reach across
-        places = free[place_slots(bits[free], n_slots)] if n_slots else torch.zeros(0).long()
-        return _Slots(places, n)
-    shares = share_slots([bits[a:b] for a, b in runs], n_slots)
-    ends: list[int] = []
-    dropped: list[int] = []
-    for (a, b), share in zip(runs, shares, strict=True):
-        if a > (ends[-1] + 1 if ends else 0):
-            # The literal before the run has a slot of its own, so that no symbol has to carry it.
-            dropped.append(len(ends))
-            ends.append(a - 1)
-        ends += (place_slots(bits[a:b], share) + a).tolist()
-    return _Slots(torch.tensor(ends), n, frozenset(dropped))
-
-
-def share_slots(runs: Sequence[Tensor], n_slots: int) -> list[int]:
-    """Slots for runs of tokens, each in proportion to its surprisal (D'Hondt's method).
-
-    Args:
-        runs: Surprisal of each run's tokens, bits, `[n]`.
-        n_slots: At least one for each run, at most one for each token.
-
-    Returns:
-        Slots of each run, 1 to the number of its tokens.
-    """
-    shares = [1] * len(runs)
-    waiting = [(-float(weigh(run).sum()) / 2, at) for at, run in enumerate(runs) if len(run) > 1]
-    heapify(waiting)
-    for _ in range(n_slots - len(runs)):
-        price, at = heappop(waiting)
-        shares[at] += 1
-        if shares[at] < len(runs[at]):
-            heappush(waiting, (price * shares[at] / (shares[at] + 1), at))
-    return shares
 
 
 def _extended(ends: Tensor, n_slots: int) -> Tensor:

@@ -59,6 +59,36 @@ def test_saving_what_was_loaded_gives_the_same_bytes(bundle, tmp_path):
         assert (bundle / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_codes_that_are_names_are_kept_as_tokens(bundle, tmp_path):
+    model = tiny_z(size=257, named=True)
+    save_bundle(model, tmp_path / "named")
+    stored = read_parts(tmp_path / "named", ("codebook",))["codebook"]
+    assert "rows" not in stored
+    assert stored["named"].tolist() == [-1, *range(3, 259)]
+    loaded = load_bundle(tmp_path / "named")
+    assert loaded.codec == model.codec
+    assert torch.equal(loaded.codebook.rows, model.codebook.rows)
+    assert torch.equal(loaded.codebook.names, model.codebook.names)
+    text = "A text of some length, 42 words or so."
+    one, other = ZCompressor(model).compress(text), ZCompressor(loaded).compress(text)
+    assert one == other
+    # Every token of a text is there by name: three a symbol, at a ratio of three.
+    text = "A text of 42 bytes, which is 14 times three"[:42]
+    whole = ZCompressor(model).compress(text, ratio=3.0)
+    named = [int(model.codebook.named[code]) for row in whole.symbols.codes for code in row]
+    assert model.tokenizer.decode(named) == text
+
+
+@pytest.mark.parametrize("token", [-2, 259, 2**20])
+def test_a_name_of_no_token_of_the_base_is_refused(bundle, tmp_path, token):
+    model = tiny_z(size=257, named=True)
+    save_bundle(model, tmp_path / "named")
+    parts = read_parts(tmp_path / "named", ("codebook",))
+    parts["codebook"]["named"][7] = token
+    with pytest.raises(BundleError, match="name tokens beyond the base's 259"):
+        fill(tiny_z(size=257, named=True), parts)
+
+
 def test_the_manifest_names_the_base_and_every_part(saved):
     manifest = read_manifest(saved[0])
     assert manifest["base"] == {"name": "tiny-0", "sha256": "0" * 64}

@@ -21,6 +21,7 @@ from zcontext.fidelity import measure_fidelity, overall_fidelity, read_span
 from zcontext.hearing import Hearing, Track, heard, segment_edges
 from zcontext.layouts import lay_out, span_layouts
 from zcontext.model import ZLanguageModel
+from zcontext.pooling import weights_of_places
 from zcontext.readers import ZDecompressor
 from zcontext.segmentation import segment_of
 from zcontext.upkeep import start_from_tokens
@@ -49,7 +50,7 @@ def spelling_model() -> ZLanguageModel:
     """A codec whose codes are tokens, and a channel that trusts nothing but their fit."""
     base = tiny_base()
     config = CodecConfig(
-        depth=4, size=300, shared=True, writer_layers=2, lora_rank=4, lora_alpha=4, window=64
+        depth=4, size=300, shared=True, named=True, writer_layers=2, lora_rank=4, window=64
     )
     model = ZLanguageModel.create(base, config)
     table = base.model.get_input_embeddings().weight.detach()
@@ -86,21 +87,39 @@ def test_the_weights_of_places_are_those_of_pooling(last: set[int], seed: int) -
         n = int(ends[-1]) + 1
         tokens = torch.randn(1, n, 64, generator=torch.Generator().manual_seed(seed))
         pooled = book.pool(tokens, ends.unsqueeze(0))[0] - book.mean_embedding
-        weights = book.place_weights(torch.diff(ends, prepend=torch.tensor([-1])))
+        lengths = torch.diff(ends, prepend=torch.tensor([-1]))
+        weights = weights_of_places(book.place_logits, lengths)
     weighed = weights[weights > 0].unsqueeze(-1) * (tokens[0] - book.mean_embedding)
     stood = torch.zeros_like(pooled).index_add_(0, segment_of(ends, n), weighed)
     torch.testing.assert_close(stood, pooled, rtol=1e-4, atol=1e-4)
 
 
-def test_a_whole_segment_leaves_what_its_codes_are_off() -> None:
+def test_a_token_that_no_code_speaks_of_leaves_what_is_left_as_it_is() -> None:
+    model = spelling_model()
+    hearing = Hearing(model)
+    table = model.base.model.get_input_embeddings().weight.detach()
+    codes = torch.tensor([[8, 8, 91, 0]])  # code t + 1 is token t
+    lanes = hearing.lanes(codes, torch.tensor([4]))
+    lanes.weights.fill_(1.0)
+    whole = lanes.left.clone()
+    hearing.take(lanes, torch.tensor([7]))
+    torch.testing.assert_close(lanes.left, whole - (table[7] - model.codebook.mean_embedding))
+    before = lanes.left.clone()
+    hearing.take(lanes, torch.tensor([200]))
+    assert torch.equal(lanes.left, before)
+    for token in (7, 90):
+        hearing.take(lanes, torch.tensor([token]))
+    assert float(lanes.left.abs().max()) < 1e-5
+    assert lanes.place.tolist() == [4]
+
+
+def test_what_is_left_never_grows() -> None:
     model = with_channel()
     hearing, lanes = Hearing(model), lanes_of(model, [3])
-    before, table = lanes.left.clone(), model.base.model.get_input_embeddings().weight
     for token in (7, 7, 90):
+        before = float(lanes.left.norm())
         hearing.take(lanes, torch.tensor([token]))
-    deviations = table[[7, 7, 90]].detach() - model.codebook.mean_embedding
-    weights = model.codebook.place_weights(torch.tensor([3]))[0].detach()
-    torch.testing.assert_close(lanes.left, before - weights @ deviations)
+        assert float(lanes.left.norm()) <= before
     assert lanes.said.tolist() == [[7, 7, 90]]
     assert lanes.place.tolist() == [3]
 

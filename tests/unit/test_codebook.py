@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcontext.codebook import N_PLACES, SILENT, Codebook
+from zcontext.codebook import NO_TOKEN, SILENT, Codebook
 from zcontext.config import CodecConfig
+from zcontext.naming import Wording
+from zcontext.pooling import N_PLACES
 from zcontext.relaxation import GumbelCode
 from zcontext.upkeep import record_usage, restart_dead, start_from_latents, start_from_tokens
 
@@ -28,6 +30,21 @@ def book(*, depth: int = 3, size: int = 16, seed: int = 0, shared: bool = False)
     with torch.no_grad():
         made.place_logits.add_(torch.randn(N_PLACES, generator=generator))
     return made
+
+
+def unread(tokens: torch.Tensor, ends: torch.Tensor) -> Wording:
+    """A text of which only embeddings are known."""
+    return Wording(torch.zeros(tokens.shape[:2]).long(), tokens, ends, torch.ones(tokens.shape[:2]))
+
+
+def naming_book(*, depth: int, size: int, n_tokens: int = 40) -> tuple[Codebook, torch.Tensor]:
+    """A codebook whose codes from 1 on name the tokens from 0 on, and the table of tokens."""
+    generator = torch.Generator().manual_seed(11)
+    table = torch.randn(n_tokens, 64, generator=generator)
+    config = CodecConfig(depth=depth, size=size, shared=True, named=True)
+    made = Codebook(config, hidden_size=64, token_embeddings=table)
+    start_from_tokens(made, table, torch.arange(n_tokens, 0, -1).float())
+    return made, table
 
 
 def slow_pool(codebook: Codebook, tokens: torch.Tensor, ends: list[int]) -> torch.Tensor:
@@ -210,7 +227,7 @@ def test_a_table_started_from_tokens_says_sums_of_common_tokens_exactly():
     ids, ends = torch.tensor([[21, 3, 8, 30, 5]]), torch.tensor([[2, 4]])
     with torch.no_grad():
         pooled = made.pool(table[ids], ends)
-        written = made.quantise(pooled, tokens=table[ids], ends=ends)
+        written = made.quantise(pooled, wording=Wording(ids, table[ids], ends, torch.ones(1, 5)))
         assert float(written.distortion) < 1e-6
     # Token t has code t + 1, and codes stand as the text says them.
     assert written.codes[0].tolist() == [[22, 4, 9, SILENT], [31, 6, SILENT, SILENT]]
@@ -224,11 +241,58 @@ def test_the_order_of_the_text_changes_no_code_but_its_place(seed):
     with torch.no_grad():
         latents = made.pool(tokens, ends)
         loudest_first = made.quantise(latents)
-        in_order = made.quantise(latents, tokens=tokens, ends=ends)
+        in_order = made.quantise(latents, wording=unread(tokens, ends))
         assert torch.equal(loudest_first.codes.sort(-1).values, in_order.codes.sort(-1).values)
         assert torch.allclose(made.embed(in_order.codes), in_order.embeddings, atol=1e-5)
         silent = in_order.codes == SILENT
         assert torch.equal(silent, silent.cummax(-1).values.bool())
+
+
+def test_a_segment_of_no_more_tokens_than_codes_is_named_token_by_token():
+    made, table = naming_book(depth=4, size=41)
+    ids, ends = torch.tensor([[21, 3, 3, 30, 5, 21]]), torch.tensor([[3, 5]])
+    surprisal = torch.tensor([[1.0, 0.0, 9.0, 2.0, 5.0, 5.0]])
+    told = Wording(ids, table[ids], ends, surprisal)
+    with torch.no_grad():
+        written = made.quantise(made.pool(table[ids], ends), wording=told)
+    assert written.codes[0].tolist() == [[22, 4, 4, 31], [6, 22, SILENT, SILENT]]
+    assert float(written.distortion) < 1e-6
+    # Fewer codes name what is hardest to guess, in the order of the text.
+    with torch.no_grad():
+        shallow = made.quantise(made.pool(table[ids], ends), wording=told, depth=2)
+    assert shallow.codes[0].tolist() == [[4, 31], [6, 22]]
+
+
+def test_a_token_without_a_code_is_spelled_in_the_stages_that_are_left():
+    made, table = naming_book(depth=4, size=31)
+    assert made.names[30:].tolist() == [SILENT] * 10
+    rare = 35
+    ids, ends = torch.tensor([[7, rare, 8]]), torch.tensor([[2]])
+    told = Wording(ids, table[ids], ends, torch.ones(1, 3))
+    with torch.no_grad():
+        near = made.rows[0, 20] + 0.1 * table[rare]
+        table[rare] = near + made.mean_embedding  # nearly token 19, whose code is 20
+        told = Wording(ids, table[ids], ends, torch.ones(1, 3))
+        written = made.quantise(made.pool(table[ids], ends), wording=told)
+    assert written.codes[0, 0, :3].tolist() == [8, 20, 9]
+
+
+def test_gumbel_codes_of_a_naming_table_stand_in_the_order_of_the_text():
+    made, table = naming_book(depth=4, size=41)
+    ids, ends = torch.tensor([[21, 3, 30]]), torch.tensor([[2]])
+    told = Wording(ids, table[ids], ends, torch.ones(1, 3))
+    written = made.quantise(made.pool(table[ids], ends), quantiser=GumbelCode(), wording=told)
+    assert written.codes[0, 0, :3].tolist() == [22, 4, 31]
+
+
+def test_rows_of_names_follow_the_mean_of_text():
+    made, table = naming_book(depth=2, size=9)
+    assert made.named.tolist() == [NO_TOKEN, *range(8)]
+    assert "rows" not in dict(made.named_parameters())
+    made.mean_embedding.zero_()
+    made.name()
+    assert torch.equal(made.rows[0, 1:], table[:8])
+    assert made.names.tolist() == [*range(1, 9), *[SILENT] * 32]
 
 
 def test_dead_codes_of_a_shared_table_are_restarted_but_silence_stays():
@@ -249,7 +313,7 @@ def test_autocast_changes_no_code():
     def write() -> torch.Tensor:
         pooled = made.pool(tokens, ends)
         latents = made.latents(pooled, tokens[:, :4])
-        return made.quantise(latents, tokens=tokens, ends=ends).embeddings.detach()
+        return made.quantise(latents, wording=unread(tokens, ends)).embeddings.detach()
 
     plain = write()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -16,6 +16,7 @@ from zcontext.accounting import Ledger
 from zcontext.compressor import ZCompressor
 from zcontext.config import CompressSettings
 from zcontext.documents import ZDocument
+from zcontext.emphasis import share_slots
 from zcontext.errors import ConfigError, CorruptSpanError, SpanError
 from zcontext.fidelity import measure_fidelity, overall_fidelity
 from zcontext.fragile import KINDS, merged, protected_places
@@ -25,7 +26,6 @@ from zcontext.spans import Fidelity, LiteralText, ZSpan, written_parts
 from zcontext.symbols import Symbols
 from zcontext.testing import ByteCodec
 from zcontext.windows import Extent, WindowPlan
-from zcontext.writing import share_slots
 
 TEXT = (
     "Intro about rivers in 1993 and Anna.\n\n| a | b |\n|---|---|\n| 1 | x |\n\nThen more prose "

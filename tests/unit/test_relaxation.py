@@ -117,8 +117,8 @@ def nats(z: ZLanguageModel, ids: torch.Tensor, *, leak: bool) -> torch.Tensor:
     """Teacher-forced cost of each token given its window's symbols."""
     ends = place_evenly(N, N // RATIO).expand(len(ids), -1)
     z.adapters.activate("compress")
-    latents, _ = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
-    symbols = z.quantise(latents, z.embed_tokens(ids), ends).embeddings
+    latents, bits = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
+    symbols = z.quantise(latents, ids, ends, bits).embeddings
     shown = ids if leak else torch.cat([torch.full_like(ids[:, :1], 1), ids[:, :-1]], dim=1)
     k = symbols.shape[1]
     z.adapters.activate("decompress")

@@ -13,11 +13,14 @@ from zcontext.errors import ConfigError
 from zcontext.literals import symbols_beside
 from zcontext.segmentation import (
     FLOOR_BITS,
+    MOST_BITS,
     DocumentBudget,
     count_slots,
     place_evenly,
     place_slots,
     segment_of,
+    usual_weight,
+    weigh,
 )
 
 bits = st.lists(
@@ -28,7 +31,7 @@ windows = st.lists(bits, min_size=1, max_size=12)
 
 def slow_place_slots(surprisal: torch.Tensor, n_slots: int) -> list[int]:
     """The obviously right twin: walk the tokens, close a segment when its share is reached."""
-    weights = [max(0.0, float(s)) + FLOOR_BITS for s in surprisal]
+    weights = [min(max(0.0, float(s)), MOST_BITS) + FLOOR_BITS for s in surprisal]
     n, ends, total = len(weights), [], 0.0
     cumulative = []
     for weight in weights:
@@ -80,9 +83,36 @@ def test_denser_text_of_equal_length_gets_at_least_as_many_symbols(surprisal, pr
 
 
 def test_a_dense_half_gets_more_slots_than_a_predictable_half():
-    surprisal = torch.cat([torch.full((50,), 9.0), torch.full((50,), 1.0)])
+    surprisal = torch.cat([torch.full((50,), 9.0), torch.full((50,), 0.5)])
     ends = place_slots(surprisal, 20)
-    assert int((ends < 50).sum()) > 14
+    assert int((ends < 50).sum()) >= 15
+
+
+@given(bits, st.integers(1, 8), st.data())
+def test_every_segment_has_as_many_tokens_to_name_as_a_symbol_can(surprisal, n_names, data):
+    n = len(surprisal)
+    k = data.draw(st.integers(1, n))
+    ends = place_slots(surprisal, k, n_names=n_names)
+    assert bool((ends.diff() > 0).all())
+    assert int(ends[-1]) == n - 1
+    if n < k * n_names:  # there are names for all
+        assert torch.equal(ends, place_evenly(n, k))
+        return
+    hardest = surprisal.argsort(descending=True, stable=True)[: k * n_names]
+    assert torch.bincount(segment_of(ends, n)[hardest], minlength=k).tolist() == [n_names] * k
+
+
+def test_a_token_that_must_be_named_costs_the_same_however_hard_it_is_to_guess():
+    hard, harder = torch.full((50,), 9.0), torch.full((50,), 19.0)
+    assert torch.equal(weigh(hard), weigh(harder))
+    assert bool((weigh(torch.arange(0.0, 20.0, 0.1)).diff() >= 0).all())
+
+
+@given(st.floats(0.01, 64))
+def test_the_usual_weight_is_the_mean_over_an_exponential_of_that_mean(mean_surprisal):
+    quantiles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    drawn = -mean_surprisal * torch.log1p(-quantiles)
+    assert usual_weight(mean_surprisal) == pytest.approx(float(weigh(drawn).mean()), rel=1e-3)
 
 
 @given(bits, st.data())
@@ -144,8 +174,8 @@ def test_a_ratio_is_met_by_the_document_as_a_whole(document, ratio):
 
 
 def test_a_dense_window_gets_more_than_a_predictable_one_of_the_same_budget():
-    document = [torch.full((100,), 2.0), torch.full((100,), 8.0), torch.full((100,), 2.0)]
-    counts = spend(DocumentBudget(300, 75, None, 4.0), document)
+    document = [torch.full((100,), 0.5), torch.full((100,), 8.0), torch.full((100,), 0.5)]
+    counts = spend(DocumentBudget(300, 75, None, 2.0), document)
     assert counts[1] >= 2 * counts[0]
 
 

@@ -99,6 +99,42 @@ def test_shards_hold_every_token_once(tmp_path: Path) -> None:
     assert sorted(corpus.tokens.tolist()) == sorted("".join(texts).encode())
 
 
+def test_names_survive_an_interruption_and_a_reader_alone_changes_nothing_else(
+    shards: Path, tmp_path: Path
+) -> None:
+    config = configuration(shards, tmp_path, restart_every=1)
+    codec = dataclasses.replace(config.codec, size=64, shared=True, named=True)
+    config = dataclasses.replace(config, codec=codec)
+    run(config, stop_after=4)
+    model = run(config)
+    whole = run(
+        dataclasses.replace(config, run=dataclasses.replace(config.run, out=str(tmp_path / "one")))
+    )
+    assert torch.equal(model.codebook.rows, whole.codebook.rows)
+    assert torch.equal(model.codebook.names, whole.codebook.names)
+    commonest = np.bincount(np.frombuffer(TEXT.encode(), np.uint8)).argmax()
+    assert int(model.codebook.named[1]) == commonest
+
+    before = {n: p.detach().clone() for n, p in model.codebook.state_dict().items()}
+    alone = AutoencodeConfig(discrete_from=-1, reader_only=True)
+    out = dataclasses.replace(config.run, out=str(tmp_path / "reader"))
+    config = dataclasses.replace(config, run=out, autoencode=alone)
+    adapters = {
+        role: {n: p.detach().clone() for n, p in model.adapters.named_parameters(role).items()}
+        for role in ("compress", "decompress")
+    }
+    stage = AutoencodeStage(model, config)
+    Trainer(model, stage, run=config.run, optimiser=config.optimiser).train()
+    for name, value in model.codebook.state_dict().items():
+        assert torch.equal(value, before[name])
+    for role, parameters in adapters.items():
+        now = model.adapters.named_parameters(role)
+        kept = all(torch.equal(now[n], p) for n, p in parameters.items())
+        assert kept == (role == "compress")
+    with pytest.raises(ConfigError, match="needs a codebook that stands"):
+        AutoencodeConfig(reader_only=True)
+
+
 def test_surprisal_is_kept_in_eighths_of_a_bit(tmp_path: Path) -> None:
     write_shards(
         ["abcdefghij"],
@@ -229,12 +265,9 @@ def test_surprisal_from_the_corpus_and_on_the_fly_give_the_same_slots() -> None:
     model = tiny_z()
     ids = torch.tensor([list(TEXT.encode()[:48])])
     bits = base_surprisal(model, ids)
-    known = build_batch(ids, bits, n_prior=0, n_slots=6, depth=1)
-    found = Autoencode(model, AutoencodeConfig()).with_slots(
-        build_batch(ids, None, n_prior=0, n_slots=6, depth=1)
-    )
-    assert known.ends is not None
-    assert found.ends is not None
+    objective = Autoencode(model, AutoencodeConfig())
+    known = objective.slots(build_batch(ids, bits, n_prior=0, n_slots=6, depth=1))
+    found = objective.slots(build_batch(ids, None, n_prior=0, n_slots=6, depth=1))
     assert torch.equal(known.ends, found.ends)
 
 

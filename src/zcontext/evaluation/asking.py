@@ -96,6 +96,8 @@ class QuestionTask:
         ]
         if condition.kind == "shuffled":
             facts.append(self._other(item).pieces)
+        if condition.kind == "asked":
+            facts.append(self.panel.contexts.focus)
         return digest_of(*facts)
 
     def detail(self, item: int) -> dict[str, Any]:

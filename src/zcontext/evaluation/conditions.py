@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["symbols", "shuffled", "raw", "none", "truncated", "peer", "evictor"]
+Kind = Literal["symbols", "asked", "shuffled", "raw", "none", "truncated", "peer", "evictor"]
+OURS: tuple[Kind, ...] = ("symbols", "asked")
+"""Kinds that stand for the symbols of the very context."""
 Reader = Literal["infer", "control"]
 
 
@@ -19,9 +21,10 @@ class Condition:
     """What the reader is given beside the question, and who reads.
 
     Attributes:
-        kind: "symbols" of the context, "shuffled": the symbols of another one, the context "raw",
-            "none", "truncated" to as many positions as its symbols take, shortened to as many by a
-            "peer", or read whole by an "evictor" that then keeps as many.
+        kind: "symbols" of the context, symbols written for what is "asked" of it, "shuffled": the
+            symbols of another one, the context "raw", "none", "truncated" to as many positions as
+            its symbols take, shortened to as many by a "peer", or read whole by an "evictor" that
+            then keeps as many.
         ratio: Source tokens per symbol; 0 where no symbols are counted.
         depth: Codes per symbol; None means the codec's own depth.
         method: Name of the peer or evictor.
@@ -47,6 +50,11 @@ class Condition:
     def name(self) -> str:
         """The label, and who reads where it is not INFER: `raw/control`."""
         return self.label if self.reader == "infer" else f"{self.label}/{self.reader}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is what this project makes of the context."""
+        return self.kind in OURS
 
     @property
     def is_rival(self) -> bool:
@@ -83,6 +91,7 @@ def all_conditions(
     found = [RAW_CONTROL, NO_CONTEXT, Condition("raw"), Condition("none")]
     for ratio in ratios:
         found += [Condition("symbols", ratio, depth) for depth in depths]
+        found.append(Condition("asked", ratio, depths[0]))
         found.append(Condition("shuffled", ratio, depths[0]))
         for who in readers:
             found.append(Condition("truncated", ratio, reader=who))

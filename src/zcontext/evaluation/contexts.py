@@ -9,11 +9,13 @@ through their Protocols.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
 from zcontext.evaluation.conditions import Condition
 from zcontext.evaluation.peers import Peer
-from zcontext.spans import Part, SupportsCompress
+from zcontext.spans import Part, SupportsCompress, SupportsFocus
 from zcontext.vocabulary import Symbols
 
 
@@ -38,7 +40,14 @@ class Contexts:
         self._keep_end = keep_end
         self._symbols: dict[tuple[str, float, int | None], Symbols] = {}
         self._lengths: dict[tuple[str, float], int] = {}
+        self._written_for: dict[tuple[Any, ...], list[Symbols]] = {}
         self._shortened: dict[tuple[str, str, int, str | None], str] = {}
+
+    @property
+    def focus(self) -> str:
+        """What decides, beside the codec, how texts are written for a question."""
+        focus = getattr(getattr(self.compressor, "model", None), "focus", None)
+        return "" if focus is None else str(focus.digest)
 
     def write(self, texts: Sequence[str], *, ratio: float, depth: int | None) -> None:
         """Have symbols written for texts that have none yet, all together.
@@ -122,6 +131,8 @@ class Contexts:
         if kind in ("symbols", "shuffled"):
             chosen = others if kind == "shuffled" else pieces
             return self._fitting([self.symbols(p, condition) for p in chosen], room)
+        if kind == "asked" and question is not None:
+            return self._fitting(self._asked(pieces, condition, question), room)
         if kind == "raw":
             return [self._cut(whole, room)]
         budget = self.n_positions(pieces, condition)
@@ -169,6 +180,21 @@ class Contexts:
             whole = "\n\n".join(pieces) if text is None else text
             return max(0, self.compressor.count_tokens(whole) - room)
         return max(0, self.n_positions(pieces, condition) - room)
+
+    def _asked(self, pieces: Sequence[str], condition: Condition, question: str) -> list[Symbols]:
+        """Symbols of passages, written together for a question."""
+        key = (tuple(pieces), condition.ratio, condition.depth, question)
+        if key not in self._written_for:
+            writer, ratio, depth = self.compressor, condition.ratio, condition.depth
+            if isinstance(writer, SupportsFocus):
+                documents = writer.compress_together(
+                    pieces, question=question, ratio=ratio, depth=depth
+                )
+            else:
+                settings = CompressSettings(ratio=ratio, depth=depth, question=question)
+                documents = writer.compress_many(pieces, settings=settings)
+            self._written_for[key] = [document.symbols for document in documents]
+        return self._written_for[key]
 
     def _fitting(self, runs: Sequence[Symbols], room: int | None) -> list[Part]:
         left = sum(map(len, runs)) if room is None else room

@@ -138,7 +138,7 @@ class ContinuationTask:
     ) -> None:
         self.passages = list(passages)
         # Evictors answer questions; they have no bits to offer.
-        self.conditions = tuple(c for c in conditions if c.kind != "evictor")
+        self.conditions = tuple(c for c in conditions if c.kind not in ("asked", "evictor"))
         self.contexts = contexts
         self.foretellers = foretellers
         self.about = about

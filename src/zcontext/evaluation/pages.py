@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from zcontext.evaluation.conditions import OURS
 from zcontext.evaluation.summary import comparisons
 
 METRICS = {
@@ -97,18 +98,19 @@ def _headline(report: dict[str, Any]) -> list[str]:
     ratios = sorted({r["ratio"] for _, rows in found for r in rows if r["kind"] == "symbols"})
     if not ratios:
         return ["No task of this report has a raw control and a reader without context."]
-    lines = ["| task | items |" + "".join(f" symbols@{x:g} | best rival@{x:g} |" for x in ratios)]
-    lines.append("|---|---|" + "---|---|" * len(ratios))
+    heads = [f" symbols@{x:g} | asked@{x:g} | best rival@{x:g} |" for x in ratios]
+    lines = ["| task | items |" + "".join(heads), "|---|---|" + "---|---|---|" * len(ratios)]
     for task, rows in found:
         cells = []
         for ratio in ratios:
-            ours = [r for r in rows if r["kind"] == "symbols" and r["ratio"] == ratio]
             rivals = [
                 r
                 for r in rows
                 if r["ratio"] == ratio and r["kind"] in ("truncated", "peer", "evictor")
             ]
-            cells.append(estimate(ours[0]["retention"], 2) if ours else "-")
+            for kind in OURS:
+                ours = [r for r in rows if r["kind"] == kind and r["ratio"] == ratio]
+                cells.append(estimate(ours[0]["retention"], 2) if ours else "-")
             best = max(rivals, key=lambda r: _value(r["retention"]), default=None)
             cells.append(f"{best['condition']}: {number(best['retention'], 2)}" if best else "-")
         lines.append(f"| {task['task']} | {task['n_items']} | " + " | ".join(cells) + " |")
@@ -145,7 +147,7 @@ def _losses(report: dict[str, Any]) -> list[str]:
         f"{row['condition']} keeps {estimate(row['retention'], 2)} ({task['task']})"
         for task, rows in comparisons(report)
         for row in rows
-        if row["kind"] == "symbols"
+        if row["kind"] in OURS
         and row["retention"]
         and row["retention"]["high"] is not None
         and row["retention"]["high"] < 1
@@ -194,7 +196,7 @@ def _by_place(task: dict[str, Any]) -> list[str]:
     names = [
         row["condition"]
         for row in task["rows"]
-        if row["kind"] == "symbols" or row["condition"] == "raw/control"
+        if row["kind"] in OURS or row["condition"] == "raw/control"
     ]
     metric = METRICS.get(task["metric"], task["metric"])
     lines = ["", f"{metric} by where the answer stands (0 first, 1 last):", ""]

@@ -96,7 +96,7 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
     drawn = False
     for number, (task, rows) in enumerate(comparisons(report)):
         colour = f"C{number % 10}"
-        for kind, style in (("symbols", "-"), ("truncated", ":")):
+        for kind, style in (("symbols", "-"), ("asked", "--"), ("truncated", ":")):
             seen: dict[float, dict[str, Any]] = {}
             for row in rows:
                 known = row["retention"] and row["retention"]["value"] is not None
@@ -110,9 +110,9 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
             x = sorted(seen)
             y = [seen[ratio]["value"] for ratio in x]
             label = task["task"] if kind == "symbols" else None
-            if kind == "symbols":
+            if kind != "truncated":
                 ends = [[seen[ratio][end] for ratio in x] for end in ("low", "high")]
-                _line(axes, x, y, ends, label=label, color=colour)
+                _line(axes, x, y, ends, label=label, color=colour, linestyle=style)
             else:
                 axes.plot(x, y, linestyle=style, color=colour, alpha=0.6)
     if drawn:
@@ -122,7 +122,7 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
         axes.set(
             xlabel="source tokens per position",
             ylabel="retention: 0 no context, 1 raw control",
-            title="Retention (dotted: the text cut to as many positions)",
+            title="Retention (dashed: written for the question; dotted: the text, cut)",
             ylim=(-0.5, 1.5),
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

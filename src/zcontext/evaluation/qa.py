@@ -65,7 +65,7 @@ class QASettings:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """All conditions, those without symbols first."""
-        kinds: tuple[Kind, ...] = ("symbols", "truncated", "shuffled")
+        kinds: tuple[Kind, ...] = ("symbols", "asked", "truncated", "shuffled")
         return (
             Condition("raw"),
             Condition("none"),
@@ -168,7 +168,7 @@ def _score(task: QuestionTask, log: PredictionLog, settings: QASettings, codec: 
     for condition in task.conditions:
         name = condition.name
         gain = retention = None
-        if condition.kind == "symbols":
+        if condition.is_ours:
             gain = bootstrap(
                 f1[name], f1["none"], statistic=lambda ours, none: ours / none, seed=seed
             )

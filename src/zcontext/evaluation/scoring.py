@@ -140,7 +140,7 @@ def score_conditions(
 def _rivalries(
     ours: Condition, conditions: Sequence[Condition], main: Mapping[str, Sequence[float]], seed: int
 ) -> tuple[Rivalry, ...]:
-    if ours.kind != "symbols":
+    if not ours.is_ours:
         return ()
     return tuple(
         Rivalry(

@@ -60,7 +60,7 @@ from zcontext.integrations.records import (
     warn_unreadable,
     without_record,
 )
-from zcontext.spans import SupportsCompress, ZDocument, written_parts
+from zcontext.spans import SupportsCompress, SupportsFocus, ZDocument, written_parts
 from zcontext.vocabulary import ZVocabulary, has_symbols
 
 __all__ = [
@@ -332,12 +332,18 @@ class Exchange:
     def _compress(self, items: Sequence[Item], *, max_symbols: int | None) -> None:
         if not items:
             return
-        documents = self._compressor().compress_many(
-            [item.text for item in items],
-            settings=self._compress_settings(capped=max_symbols is not None),
-            ratio=self.settings.ratio if max_symbols is None else None,
-            max_symbols=max_symbols,
-        )
+        compressor, texts = self._compressor(), [item.text for item in items]
+        settings = self._compress_settings(capped=max_symbols is not None)
+        ratio = self.settings.ratio if max_symbols is None else None
+        capped = max_symbols is not None or (ratio is None and settings.max_symbols is not None)
+        if self._question is not None and not capped and isinstance(compressor, SupportsFocus):
+            documents = compressor.compress_together(
+                texts, question=self._question, settings=settings, ratio=ratio
+            )
+        else:
+            documents = compressor.compress_many(
+                texts, settings=settings, ratio=ratio, max_symbols=max_symbols
+            )
         for item, document in zip(items, documents, strict=True):
             self.vocabulary.check(document.symbols)
             item.document = document

@@ -18,6 +18,7 @@ from zcontext.composer import MAX_PACE
 from zcontext.composing import Composition, Passage, Path, composer_of
 from zcontext.config import check
 from zcontext.model import ZLanguageModel
+from zcontext.naming import place_symbols
 from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
 from zcontext.segmentation import place_slots
@@ -167,10 +168,10 @@ class Autoregress(nn.Module):
         if batch.prior is not None:
             prior = batch.prior.to(z.device)
             earlier = z.read(prior, torch.ones_like(prior))
-            bits = earlier.surprisal.cpu()
-            ends = torch.stack([place_slots(row, batch.n_slots) for row in bits]).to(z.device)
+            bits = earlier.surprisal
+            ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth).to(z.device)
             latents = z.write(earlier, ends, torch.ones_like(ends))
-            written = z.quantise(latents, z.embed_tokens(prior), ends, depth=batch.depth)
+            written = z.quantise(latents, prior, ends, bits, depth=batch.depth)
             memory = z.embed_codes(written.codes)
         ids = batch.ids.to(z.device)
         state = z.read(ids, torch.ones_like(ids), memory=memory)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zcontext.composing import Composition
 from zcontext.model import ZLanguageModel
-from zcontext.segmentation import place_slots
+from zcontext.naming import place_symbols
 from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
@@ -117,13 +117,13 @@ class AutoregressStage:
         )
         figures["gap"] = other["c"] - figures["c"]
         placed = [
-            tuple((place_slots(bits, len(row)) + 1).tolist())
+            tuple((place_symbols(z.config, bits.unsqueeze(0), len(row))[0] + 1).tolist())
             for bits, row in zip(passage.surprisal, found.codes, strict=True)
         ]
         _, ends, real = _padded(found.codes, placed)
         z.adapters.activate("compress")
         latents = z.write(passage.state, ends.to(z.device), real.long().to(z.device))
-        written = z.quantise(latents, passage.tokens, ends.to(z.device))
+        written = z.quantise(latents, ids, ends.to(z.device), passage.state.surprisal)
         one_pass = self._restored(z.embed_codes(written.codes), ids, ends, real)
         return figures | {f"one_pass_{name}": value for name, value in one_pass.items()}
 

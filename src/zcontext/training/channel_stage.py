@@ -9,6 +9,7 @@ What this module does not know: the loop, the optimiser.
 
 from __future__ import annotations
 
+import collections
 import logging
 from collections.abc import Iterator
 
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.channel import USUAL_LEFT, Channel
+from zcontext.hearing import Hearing
 from zcontext.model import ZLanguageModel
+from zcontext.pooling import weights_of_places
 from zcontext.segmentation import segment_of
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import build_batch
@@ -118,18 +121,17 @@ class ChannelStage:
 
     def _seen(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Weighted deviations of tokens, errors of segments, and what tells of these errors."""
-        z, book = self.model, self.model.codebook
+        z, book, hearing = self.model, self.model.codebook, Hearing(self.model)
         for index in range(self.config.channel.fit_batches):
             ids, ends, codes = self._listen.write(self._sampler.batch(FIRST_UNTRAINED + index))
             deviations = z.embed_tokens(ids).float() - book.mean_embedding
-            for row, last, code in zip(deviations, ends, codes, strict=True):
+            for text, row, last, code in zip(ids, deviations, ends, codes, strict=True):
                 lengths, owner = lengths_of(last), segment_of(last, len(row))
-                weights = book.place_weights(lengths)
-                inside = weights[weights > 0].unsqueeze(-1)
-                rows = book.rows_of(code)
-                stood = torch.zeros_like(rows[:, 0]).index_add_(0, owner, inside * row)
-                energy = rows.square().sum(-1)
-                yield inside * row, rows.sum(1) - stood, Channel.noise_features(energy, lengths)
+                weights = weights_of_places(book.place_logits, lengths)
+                lanes = hearing.lanes(code, lengths)
+                collections.deque(hearing.spell(text, lanes, owner), maxlen=0)
+                features = Channel.noise_features(lanes.energy, lengths)
+                yield weights[weights > 0].unsqueeze(-1) * row, lanes.left, features
 
     # -- health -----------------------------------------------------------------------------------
 

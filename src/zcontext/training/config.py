@@ -12,11 +12,12 @@ from typing import Any, Literal, get_args
 from zcontext.config import CodecConfig, check, from_table, read_toml
 from zcontext.errors import ConfigError
 from zcontext.training.autoregress import AutoregressConfig
+from zcontext.training.focusing import FocusConfig
 from zcontext.training.listening import ChannelConfig
 from zcontext.training.objective import AutoencodeConfig
 from zcontext.training.reading import ReadConfig
 
-StageName = Literal["autoencode", "channel", "read", "autoregress"]
+StageName = Literal["autoencode", "channel", "read", "autoregress", "focus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class RunConfig:
     """The run itself.
 
     Attributes:
-        stage: "autoencode", "channel", "read" or "autoregress".
+        stage: "autoencode", "channel", "read", "autoregress" or "focus".
         out: Folder of checkpoints and logs.
         bundle: Folder the trained bundle is written to.
         start: Bundle to start from; None starts from a fresh codec.
@@ -128,7 +129,8 @@ class OptimiserConfig:
 
     Attributes:
         learning_rate: Of the adapters.
-        codebook_scale: Learning rate of projections and slot over that of the adapters.
+        codebook_scale: Learning rate of projections, slot and the head of FOCUS over that of the
+            adapters.
         latent_scale: Learning rate of the projection onto latents over that of the adapters. It is
             scaled down in the forward pass; at 2 the writer's share of a latent's variance was 1 %
             after 700 steps.
@@ -184,6 +186,7 @@ class TrainConfig:
         channel: Objective of the channel stage.
         read: Objective of the read stage.
         autoregress: Objective of the autoregress stage.
+        focus: Objective of the focus stage.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -195,6 +198,7 @@ class TrainConfig:
     channel: ChannelConfig = field(default_factory=ChannelConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     autoregress: AutoregressConfig = field(default_factory=AutoregressConfig)
+    focus: FocusConfig = field(default_factory=FocusConfig)
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> TrainConfig:

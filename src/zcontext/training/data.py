@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from zcontext.errors import ConfigError, MissingDependencyError, TrainingError
-from zcontext.segmentation import place_slots
 
 BITS_PER_UNIT = 8
 """Surprisal is stored in eighths of a bit, one byte a token."""
@@ -278,19 +277,15 @@ class WindowBatch:
 
     Attributes:
         ids: int64 `[batch, n]`.
-        ends: Last token of each slot's segment, `[batch, k]`; None until surprisal is known.
-        surprisal: Bits per token of the plain base, `[batch, n]`, or None.
         prior: The tokens just before, int64 `[batch, n_prior]`, for the Z memory; or None.
-        prior_ends: Their slots, `[batch, k_prior]`.
+        surprisal: Bits per token of the plain base, `[batch, n_prior + n]`, where they are known.
         depth: Stages used.
         n_slots: Symbols per window.
     """
 
     ids: Tensor
-    ends: Tensor | None
-    surprisal: Tensor | None
     prior: Tensor | None
-    prior_ends: Tensor | None
+    surprisal: Tensor | None
     depth: int
     n_slots: int
 
@@ -373,7 +368,7 @@ class WindowSampler:
 def build_batch(
     ids: Tensor, surprisal: Tensor | None, *, n_prior: int, n_slots: int, depth: int
 ) -> WindowBatch:
-    """Split rows into prior and window and place the slots.
+    """Split rows into prior and window.
 
     Args:
         ids: int64 `[batch, n_prior + n]`.
@@ -386,10 +381,4 @@ def build_batch(
         The batch.
     """
     prior = ids[:, :n_prior] if n_prior else None
-    window_bits = None if surprisal is None else surprisal[:, n_prior:]
-    prior_ends = ends = None
-    if surprisal is not None and window_bits is not None:
-        ends = torch.stack([place_slots(row, n_slots) for row in window_bits])
-        if n_prior:
-            prior_ends = torch.stack([place_slots(r, n_slots) for r in surprisal[:, :n_prior]])
-    return WindowBatch(ids[:, n_prior:], ends, window_bits, prior, prior_ends, depth, n_slots)
+    return WindowBatch(ids[:, n_prior:], prior, surprisal, depth, n_slots)

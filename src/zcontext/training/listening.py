@@ -17,6 +17,7 @@ from zcontext.channel import Channel, Nominees
 from zcontext.config import check
 from zcontext.hearing import Hearing
 from zcontext.model import ZLanguageModel
+from zcontext.naming import place_symbols
 from zcontext.segmentation import segment_of
 from zcontext.tokenization import text_mask
 from zcontext.training.data import WindowBatch
@@ -167,14 +168,18 @@ class Listen(nn.Module):
 
     @torch.no_grad()
     def write(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Texts `[batch, n]`, last tokens of segments `[batch, k]`, codes `[batch, k, depth]`."""
+        """Texts `[batch, n]`, last tokens of segments `[batch, k]`, codes `[batch, k, depth]`.
+
+        Slots stand where the writer puts them, not where a corpus that knows surprisal would.
+        """
         z = self.z
-        batch = self._writing.with_slots(batch)
-        assert batch.ends is not None
-        ids, ends = batch.ids.to(z.device), batch.ends.to(z.device)
+        ids = batch.ids.to(z.device)
         z.adapters.activate("compress")
-        latents, _ = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
-        return ids, ends, z.quantise(latents, z.embed_tokens(ids), ends, depth=batch.depth).codes
+        state = z.read(ids, torch.ones_like(ids))
+        bits = state.surprisal
+        ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth).to(z.device)
+        latents = z.write(state, ends, torch.ones_like(ends))
+        return ids, ends, z.quantise(latents, ids, ends, bits, depth=batch.depth).codes
 
     def _read(
         self, ids: Tensor, ends: Tensor, codes: Tensor, generator: torch.Generator | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import get_args
 
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from zcontext.config import QuantiserName, check
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
+from zcontext.naming import place_symbols
 from zcontext.passes import spread_positions
 from zcontext.relaxation import GumbelCode, NearestCode, Quantiser, TemperatureSchedule
-from zcontext.segmentation import place_slots
 from zcontext.training.cross_entropy import token_losses
 from zcontext.training.data import WindowBatch
 
@@ -44,6 +45,7 @@ class AutoencodeConfig:
         spread_share: Share of batches whose reader is not told where segments end.
         quantiser: "vq" or "gumbel".
         temperature_steps: Length of the Gumbel temperature's descent.
+        reader_only: Train DECOMPRESS alone; what texts are written as stays as it is.
 
     Raises:
         ConfigError: There is no such quantiser.
@@ -58,10 +60,32 @@ class AutoencodeConfig:
     spread_share: float = 0.15
     quantiser: QuantiserName = "vq"
     temperature_steps: int = 2000
+    reader_only: bool = False
 
     def __post_init__(self) -> None:
         names = get_args(QuantiserName)
         check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
+        check(
+            self,
+            "reader_only",
+            not self.reader_only or self.discrete_from < 0,
+            "false unless `discrete_from` is -1: a reader alone needs a codebook that stands",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where symbols of a batch are written.
+
+    Attributes:
+        ends: Last token of each slot's segment, `[batch, k]`.
+        prior_ends: The same of the tokens in front of the window, `[batch, k_prior]`, or None.
+        surprisal: Bits per token of the plain base, `[batch, n]`.
+    """
+
+    ends: Tensor
+    prior_ends: Tensor | None
+    surprisal: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +140,27 @@ class Autoencode(nn.Module):
             Loss and figures.
         """
         z = self.z
-        batch = self.with_slots(batch)
-        assert batch.ends is not None
-        assert batch.surprisal is not None
-        ids, ends = batch.ids.to(z.device), batch.ends.to(z.device)
-        memory = self._memory(batch, step)
-        z.adapters.activate("compress")
-        latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends, memory=memory)
-        discrete = step >= self.config.discrete_from
-        distortion = latents.new_zeros(())
-        symbols, codes = z.codebook.unquantised(latents), None
-        if discrete:
-            noise = generator if self.config.quantiser == "gumbel" else None
-            written = z.quantise(
-                latents,
-                z.embed_tokens(ids),
-                ends,
-                depth=batch.depth,
-                quantiser=self.quantiser_at(step),
-                generator=noise,
-            )
-            symbols, codes, distortion = written.embeddings, written.codes, written.distortion
+        slots = self.slots(batch)
+        ids, ends = batch.ids.to(z.device), slots.ends.to(z.device)
+        memory = self._memory(batch, slots, step)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.reader_only):
+            z.adapters.activate("compress")
+            latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends, memory=memory)
+            discrete = step >= self.config.discrete_from
+            distortion = latents.new_zeros(())
+            symbols, codes = z.codebook.unquantised(latents), None
+            if discrete:
+                noise = generator if self.config.quantiser == "gumbel" else None
+                written = z.quantise(
+                    latents,
+                    ids,
+                    ends,
+                    estimate.detach(),
+                    depth=batch.depth,
+                    quantiser=self.quantiser_at(step),
+                    generator=noise,
+                )
+                symbols, codes, distortion = written.embeddings, written.codes, written.distortion
         inputs, blank = self.corrupt(ids, generator)
         known = bool(torch.rand((), generator=generator) >= self.config.spread_share)
         nll, hits = restore_loss(
@@ -148,7 +172,7 @@ class Autoencode(nn.Module):
             blank=blank,
             memory=memory,
         )
-        head_error = nn.functional.smooth_l1_loss(estimate, batch.surprisal.to(estimate))
+        head_error = nn.functional.smooth_l1_loss(estimate, slots.surprisal.to(estimate))
         loss = nll.mean() + self.config.surprisal_weight * head_error
         loss = loss + self.config.distortion_weight * distortion
         metrics = {
@@ -160,41 +184,37 @@ class Autoencode(nn.Module):
         flat = None if codes is None else codes.reshape(-1, codes.shape[-1])
         return StepOutput(loss, metrics, latents.detach().reshape(-1, latents.shape[-1]), flat)
 
-    def with_slots(self, batch: WindowBatch) -> WindowBatch:
-        """Place slots by the plain base's surprisal where the corpus did not bring it.
+    def slots(self, batch: WindowBatch) -> Slots:
+        """Place slots by the plain base's surprisal, which the corpus may have brought.
 
         Args:
             batch: Windows.
 
         Returns:
-            The batch with surprisal and slots.
+            The slots.
         """
-        if batch.ends is not None:
-            return batch
-        ids = batch.ids if batch.prior is None else torch.cat([batch.prior, batch.ids], dim=1)
-        bits = base_surprisal(self.z, ids).cpu()
-        n_prior = ids.shape[1] - batch.ids.shape[1]
-        ends = torch.stack([place_slots(row, batch.n_slots) for row in bits[:, n_prior:]])
-        prior_ends = None
-        if n_prior:
-            prior_ends = torch.stack([place_slots(r, batch.n_slots) for r in bits[:, :n_prior]])
-        return WindowBatch(
-            batch.ids, ends, bits[:, n_prior:], batch.prior, prior_ends, batch.depth, batch.n_slots
-        )
+        bits = batch.surprisal
+        if bits is None:
+            ids = batch.ids if batch.prior is None else torch.cat([batch.prior, batch.ids], dim=1)
+            bits = base_surprisal(self.z, ids).cpu()
+        n_prior = bits.shape[1] - batch.ids.shape[1]
+        place = partial(place_symbols, self.z.config, n_slots=batch.n_slots, depth=batch.depth)
+        prior_ends = place(bits[:, :n_prior]) if n_prior else None
+        return Slots(place(bits[:, n_prior:]), prior_ends, bits[:, n_prior:])
 
     @torch.no_grad()
-    def _memory(self, batch: WindowBatch, step: int) -> Tensor | None:
+    def _memory(self, batch: WindowBatch, slots: Slots, step: int) -> Tensor | None:
         """Symbols of the window in front, as a reader is given them; not trained through."""
-        if batch.prior is None or batch.prior_ends is None:
+        if batch.prior is None or slots.prior_ends is None:
             return None
         z = self.z
         z.adapters.activate("compress")
         prior = batch.prior.to(z.device)
-        ends = batch.prior_ends.to(z.device)
-        latents, _ = z.write_in_one_pass(prior, torch.ones_like(prior), ends)
+        ends = slots.prior_ends.to(z.device)
+        latents, bits = z.write_in_one_pass(prior, torch.ones_like(prior), ends)
         if step < self.config.discrete_from:
             return z.codebook.unquantised(latents)
-        return z.quantise(latents, z.embed_tokens(prior), ends, depth=batch.depth).embeddings
+        return z.quantise(latents, prior, ends, bits, depth=batch.depth).embeddings
 
     def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The reader's inputs: start token, then the text with a random share of tokens spoilt.

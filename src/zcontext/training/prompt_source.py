@@ -6,13 +6,17 @@ very prompts it will meet. What this module does not know: the model's weights, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from zcontext.config import CodecConfig
+from zcontext.emphasis import emphasise
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.spans import ChatMessage
@@ -29,6 +33,10 @@ LOOKUP = '\n\nWhat follows these words in the context: "{words}"?'
 LOOKUP_AGAIN = 'What follows these words: "{words}"?'
 QUOTED = 6
 """Tokens that a look-up quotes, and tokens it asks for."""
+MOST_FOCUSED = 2
+"""Questions about one context at most that it is written for."""
+OVERLOOKED = 0.1
+"""Share of the answers that a focused context is not written for."""
 SHORTEST = 16
 """Tokens of a distractor at least."""
 PLACE = Symbols(((0,),), 2, "0000")
@@ -184,7 +192,13 @@ class PromptSource:
             other = self.context_ids(self._other(row, rng), rng)[:room]
             passages.insert(int(rng.integers(len(passages) + 1)), other)
             room -= len(other)
-        chunks = [chunk for passage in passages for chunk in self._drawn_chunks(passage, rng)]
+        about = None
+        if rng.random() < settings.focus_share:
+            asked = asked[:MOST_FOCUSED]
+            about = [question.answer for question in asked]
+        chunks = [
+            chunk for passage in passages for chunk in self._drawn_chunks(passage, rng, about=about)
+        ]
         messages = question_parts(asked[0].question, [PLACE] * len(chunks))
         for further in asked[1:]:
             messages.append(ChatMessage("assistant", (PLACE,)))
@@ -267,14 +281,47 @@ class PromptSource:
         at = int(rng.integers(start, max(start + 1, end - length)))
         return [int(t) for t in corpus.tokens[at : min(at + length, end)]]
 
-    def _drawn_chunks(self, ids: list[int], rng: np.random.Generator) -> list[Chunk]:
-        """A passage as text, or at a ratio and a depth."""
+    def _drawn_chunks(
+        self, ids: list[int], rng: np.random.Generator, *, about: Sequence[str] | None = None
+    ) -> list[Chunk]:
+        """A passage as text, or at a ratio and a depth, as it is written for some answers."""
         settings, full = self._settings, self._codec.depth
         low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
         ratio = float(np.exp(rng.uniform(low, high)))
         depth = full if rng.random() < 0.7 else int(rng.integers(1, full + 1))
         as_text = rng.random() < settings.raw_share
-        return self.chunks(ids, None if as_text else ratio, depth)
+        if as_text or about is None:
+            return self.chunks(ids, None if as_text else ratio, depth)
+        return self._emphasised(self.chunks(ids, ratio, full), self._relevance(ids, about, rng))
+
+    def _emphasised(self, chunks: Sequence[Chunk], relevance: Tensor) -> list[Chunk]:
+        """Chunks of one passage, which share its budget by relevance."""
+        lengths = [len(chunk.ids) for chunk in chunks]
+        n_symbols = max(1, int(sum(lengths) / (chunks[0].ratio or 1.0)))
+        found = emphasise(torch.split(relevance, lengths), n_symbols)
+        if found is None:
+            return list(chunks)
+        return [
+            dataclasses.replace(chunk, emphasis=emphasis)
+            for chunk, emphasis in zip(chunks, found, strict=True)
+        ]
+
+    def _relevance(
+        self, ids: list[int], answers: Sequence[str], rng: np.random.Generator
+    ) -> Tensor:
+        """Log-odds as a writer might give them: mostly high at the answers, high elsewhere too."""
+        odds = rng.normal(size=len(ids))
+        for _ in range(int(rng.integers(4))):
+            odds[int(rng.integers(len(ids)))] += rng.uniform(3, 9)
+        pieces = [self._tokenizer.decode([token]) for token in ids]
+        starts = np.cumsum([0, *map(len, pieces)])
+        text = "".join(pieces)
+        for answer in answers:
+            at = text.find(answer)
+            if at >= 0 and rng.random() >= OVERLOOKED:
+                first, last = np.searchsorted(starts, [at, at + len(answer) - 1], "right") - 1
+                odds[first : last + 1] += rng.uniform(4, 9)
+        return torch.from_numpy(odds)
 
     def _encode(self, text: str) -> list[int]:
         return list(text_tokenizer(self._tokenizer).ids(text))

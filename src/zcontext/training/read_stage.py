@@ -145,7 +145,7 @@ def _length(prompt: Prompt) -> int:
     spent = 0
     for piece in prompt.pieces:
         if isinstance(piece, Chunk):
-            spent += int(len(piece.ids) / (piece.ratio or 1.0))
+            spent += len(piece.ids) if piece.ratio is None else piece.n_symbols
         else:
             spent += len(piece.ids if isinstance(piece, Reply) else piece)
     return spent

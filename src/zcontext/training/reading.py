@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from zcontext.emphasis import Emphasis, place_runs, runs_of
 from zcontext.model import ZLanguageModel
-from zcontext.segmentation import place_slots
+from zcontext.naming import place_symbols
 from zcontext.training.cross_entropy import token_losses
 from zcontext.training.objective import BITS, StepOutput
 
@@ -54,6 +55,8 @@ class ReadConfig:
         continue_share: Share of prompts that go on with the text.
         lookup_share: Share of prompts that quote some words of the text and ask what follows them:
             what teaches INFER to find a place in symbols by content.
+        focus_share: Share of questions whose passages are written for them, finer where answers
+            stand (and in other places, as a writer that does not know the answer would).
         distil_weight: Weight of the divergence from the plain base reading the raw text.
         start_from_decompress: Start INFER from a copy of DECOMPRESS, which reads symbols already.
     """
@@ -72,6 +75,7 @@ class ReadConfig:
     restate_share: float = 0.15
     continue_share: float = 0.1
     lookup_share: float = 0.1
+    focus_share: float = 0.0
     distil_weight: float = 0.0
     start_from_decompress: bool = True
 
@@ -84,11 +88,20 @@ class Chunk:
         ids: Its tokens.
         ratio: Tokens per symbol; None leaves it as text.
         depth: Codes per symbol.
+        emphasis: Which tokens are written finer than others, for a question; None for any.
     """
 
     ids: list[int]
     ratio: float | None
     depth: int
+    emphasis: Emphasis | None = None
+
+    @property
+    def n_symbols(self) -> int:
+        """Symbols it is written as."""
+        if self.emphasis is not None:
+            return self.emphasis.n_slots
+        return max(1, int(len(self.ids) / (self.ratio or 1.0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +143,16 @@ def compress_chunks(z: ZLanguageModel, chunks: Sequence[Chunk]) -> list[Tensor]:
         ids[row, : len(chunk.ids)] = torch.tensor(chunk.ids, device=z.device)
         mask[row, : len(chunk.ids)] = 1
     state = z.read(ids, mask)
-    counts = [max(1, int(len(c.ids) / (c.ratio or 1.0))) for c in chunks]
+    counts = [chunk.n_symbols for chunk in chunks]
     ends = torch.zeros(len(chunks), max(counts), dtype=torch.long, device=z.device)
     slot_mask = torch.zeros_like(ends)
     for row, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
-        placed = place_slots(state.surprisal[row, : len(chunk.ids)].cpu(), count)
+        bits = state.surprisal[row, : len(chunk.ids)]
+        if chunk.emphasis is None:
+            placed = place_symbols(z.config, bits[None], count, depth=chunk.depth)[0]
+        else:
+            runs = runs_of(chunk.emphasis.fine)
+            placed = torch.cat(place_runs(z.config, bits, runs, count, depth=chunk.depth))
         ends[row, :count] = placed.to(z.device)
         ends[row, count:] = len(chunk.ids) - 1
         slot_mask[row, :count] = 1
@@ -142,8 +160,9 @@ def compress_chunks(z: ZLanguageModel, chunks: Sequence[Chunk]) -> list[Tensor]:
     return [
         z.quantise(
             latents[row : row + 1, :count],
-            state.tokens[row : row + 1],
+            state.ids[row : row + 1],
             ends[row : row + 1, :count],
+            state.surprisal[row : row + 1],
             depth=chunk.depth,
         ).embeddings[0]
         for row, (chunk, count) in enumerate(zip(chunks, counts, strict=True))

@@ -16,7 +16,7 @@ from zcontext.caches import fork
 from zcontext.composing import NEVER, Passage, Path, composer_of
 from zcontext.model import ZLanguageModel
 from zcontext.pointing import price_of
-from zcontext.segmentation import FLOOR_BITS
+from zcontext.segmentation import weigh
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _boundaries(mean: Tensor, passage: Passage, path: Path, reached: Tensor) -> 
     bits = torch.stack(
         [torch.nn.functional.pad(row, (0, longest - len(row))) for row in passage.surprisal]
     )
-    weight = (bits.clamp_min(0) + FLOOR_BITS).to(token)
+    weight = weigh(bits).to(token)
     lengths = torch.tensor([len(row) for row in passage.surprisal], device=token.device)
     moves = (path.ends + 1 < lengths.unsqueeze(1)) & path.real
     slope = token / weight.gather(1, following.clamp_max(longest - 1)).unsqueeze(-1)

@@ -65,6 +65,10 @@ def build_stage(model: ZLanguageModel, config: TrainConfig) -> Stage:
         from zcontext.training.channel_stage import ChannelStage
 
         return ChannelStage(model, config)
+    if config.run.stage == "focus":
+        from zcontext.training.focus_stage import FocusStage
+
+        return FocusStage(model, config)
     if config.run.stage == "autoregress":
         from zcontext.training.autoregress_stage import AutoregressStage
 
@@ -86,6 +90,7 @@ def settings_of(config: TrainConfig) -> dict[str, Any]:
         *(("run", name) for name in ("out", "bundle", "start")),
         *(("data", name) for name in ("shards", "dev")),
         ("read", "questions"),
+        ("focus", "questions"),
         ("base", "name"),
     ):
         value = tables[table][name]

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from zcontext.model import ZLanguageModel
-from zcontext.segmentation import place_slots
+from zcontext.naming import place_symbols
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import (
@@ -70,14 +70,17 @@ class AutoencodeStage:
         return table, torch.from_numpy(counts).float()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The two adapters and the codebook."""
+        """The two adapters and the codebook; DECOMPRESS alone where only the reader learns."""
+        if self.config.autoencode.reader_only:
+            return self.model.parameters_of(("decompress",))
         codebook = {f"codebook/{n}": p for n, p in self.model.codebook.named_parameters()}
         return {**self.model.parameters_of(("compress", "decompress")), **codebook}
 
     def buffers(self) -> dict[str, Tensor]:
-        """How often each code was used, and the point that deviations are measured from."""
+        """How often each code was used, what it names, what deviations are measured from."""
         codebook = self.model.codebook
-        return {"usage": codebook.usage, "mean_embedding": codebook.mean_embedding}
+        named = ("named", "names", "rows") if self.model.config.named else ()
+        return {n: getattr(codebook, n) for n in ("usage", "mean_embedding", *named)}
 
     def batch(self, index: int) -> WindowBatch:
         """The micro-batch of an index."""
@@ -112,12 +115,10 @@ class AutoencodeStage:
     @torch.no_grad()
     def _latents(self, batch: WindowBatch) -> Tensor:
         assert isinstance(self.module, Autoencode)
-        batch = self.module.with_slots(batch)
-        assert batch.ends is not None
         ids = batch.ids.to(self.model.device)
         self.model.adapters.activate("compress")
         latents, _ = self.model.write_in_one_pass(
-            ids, torch.ones_like(ids), batch.ends.to(ids.device)
+            ids, torch.ones_like(ids), self.module.slots(batch).ends.to(ids.device)
         )
         return latents.reshape(-1, latents.shape[-1])
 
@@ -129,7 +130,7 @@ class AutoencodeStage:
         record_usage(codebook, output.codes)
         since = step - self.config.autoencode.discrete_from
         every = self.config.autoencode.restart_every
-        if every and since > 0 and since % every == 0:
+        if every and not self.model.config.named and since > 0 and since % every == 0:
             generator = torch.Generator().manual_seed(step)
             restart_dead(codebook, output.latents, generator=generator)
             self._share_codebook()
@@ -143,6 +144,8 @@ class AutoencodeStage:
     @torch.no_grad()
     def finish(self) -> None:
         """Calibrate what the codec takes for the mean surprisal of text: the head's own mean."""
+        if self.config.autoencode.reader_only:  # the writer is what it was
+            return
         z, estimates = self.model, []
         with z.using("compress"):
             for index in range(CALIBRATION_BATCHES):
@@ -180,12 +183,12 @@ class AutoencodeStage:
     def _evaluate_at(self, ratio: int, ids: Tensor, bits: Tensor) -> dict[str, float]:
         z = self.model
         n_slots = max(1, ids.shape[1] // ratio)
-        ends = torch.stack([place_slots(row, n_slots) for row in bits.cpu()]).to(ids.device)
+        ends = place_symbols(z.config, bits, n_slots).to(ids.device)
         z.adapters.activate("compress")
-        latents, _ = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
+        latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
         symbols, figures = z.codebook.unquantised(latents), {}
         if not bool((z.codebook.usage == 1).all()):
-            written = z.quantise(latents, z.embed_tokens(ids), ends)
+            written = z.quantise(latents, ids, ends, estimate)
             symbols = written.embeddings
             cosine = nn.functional.cosine_similarity(
                 symbols, z.codebook.unquantised(latents), dim=-1

@@ -146,7 +146,7 @@ class Trainer:
         config = self.config
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
-            if not name.startswith("codebook/"):
+            if not name.startswith(("codebook/", "focus_head/")):
                 key = (1.0, config.weight_decay)
             else:
                 rows = name in ("codebook/rows", "codebook/offset")

@@ -1,0 +1,188 @@
+"""Which tokens of a document get a symbol each, because a question is about them.
+
+Where it is known what will be asked, a budget is better spent unevenly: the tokens that an answer
+may stand in are written one a symbol, which a reader takes like text, and the rest much coarser
+than was asked for. The document as a whole keeps its ratio. What this module does not know:
+models, text, where the relevance of a token comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from zcontext.config import CodecConfig
+from zcontext.naming import place_symbols
+from zcontext.segmentation import weigh
+
+COARSENESS = 6.0
+"""Tokens per symbol of what is not emphasised, over the ratio of the document."""
+
+REACH = 10
+"""Tokens on each side of a relevant one that share its relevance: an answer is read with what
+stands beside it."""
+
+HALO = 40
+"""Tokens on each side that share a tenth of it, and less the farther they are."""
+
+BRIDGED = 2
+"""Tokens between two emphasised ones that are emphasised with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emphasis:
+    """How the budget of one window is spent.
+
+    Attributes:
+        fine: Per token whether it gets a symbol of its own, bool `[n]`.
+        n_slots: Symbols of the window.
+    """
+
+    fine: Tensor
+    n_slots: int
+
+
+def emphasise(relevance: Sequence[Tensor], n_symbols: int) -> list[Emphasis] | None:
+    """Spend a document's symbols on what a question is about.
+
+    Args:
+        relevance: Log-odds per token that an answer stands there, `[n]` for every window; they are
+            compared across windows.
+        n_symbols: Symbols of the document.
+
+    Returns:
+        One emphasis for each window, which together spend exactly `n_symbols` (at most one for
+        each token); None where there are fewer symbols than windows.
+    """
+    lengths = [len(row) for row in relevance]
+    n = sum(lengths)
+    if n_symbols < len(lengths) or not n:
+        return None
+    n_symbols = min(n_symbols, n)
+    ranked = _shared(relevance).argsort(descending=True, stable=True)
+    coarse = COARSENESS * n / n_symbols
+    most = n if n_symbols == n else int((n_symbols - n / coarse) / (1 - 1 / coarse))
+    count = max(0, most)
+    while True:
+        chosen = torch.zeros(n, dtype=torch.bool)
+        chosen[ranked[:count]] = True
+        fine = [_bridged(row) for row in torch.split(chosen, lengths)]
+        runs = [run for row in fine for run in runs_of(row)]
+        needed = sum(end - start if is_fine else 1 for start, end, is_fine in runs)
+        if needed <= n_symbols:
+            break
+        count -= max(1, (needed - n_symbols) // 2)
+    return _spent(fine, n_symbols)
+
+
+def place_runs(
+    config: CodecConfig,
+    surprisal: Tensor,
+    runs: Sequence[tuple[int, int, bool]],
+    n_slots: int,
+    *,
+    depth: int | None = None,
+) -> list[Tensor]:
+    """Where the symbols of some runs of tokens are written, none reaching across two.
+
+    Args:
+        config: Of the codec.
+        surprisal: Bits per token, `[n]`.
+        runs: As `runs_of` gives them; any of them.
+        n_slots: Symbols of all; one for each token of a fine run, and for each other run, at least.
+        depth: Codes per symbol; None means the codec's own.
+
+    Returns:
+        Per run the last token of every segment, int64, on the CPU.
+    """
+    bits = [surprisal[start:end].detach().cpu() for start, end, _ in runs]
+    shares = share_slots(bits, n_slots, whole=[is_fine for *_, is_fine in runs])
+    return [
+        place_symbols(config, row.unsqueeze(0), share, depth=depth)[0] + start
+        for row, share, (start, *_) in zip(bits, shares, runs, strict=True)
+    ]
+
+
+def runs_of(fine: Tensor, edges: Sequence[int] = ()) -> list[tuple[int, int, bool]]:
+    """Stretches of tokens that are all fine or all coarse.
+
+    Args:
+        fine: Per token whether it gets a symbol of its own, bool `[n]`.
+        edges: Places that no stretch reaches across.
+
+    Returns:
+        First token, end (exclusive) and whether it is fine, of each, in order.
+    """
+    n = len(fine)
+    changes = (fine[1:] != fine[:-1]).nonzero().squeeze(-1) + 1
+    places = sorted({0, n, *changes.tolist(), *(edge for edge in edges if 0 < edge < n)})
+    return [(a, b, bool(fine[a])) for a, b in pairwise(places)]
+
+
+def share_slots(runs: Sequence[Tensor], n_slots: int, *, whole: Sequence[bool] = ()) -> list[int]:
+    """Slots for runs of tokens, each in proportion to its surprisal (D'Hondt's method).
+
+    Args:
+        runs: Surprisal of each run's tokens, bits, `[n]`.
+        n_slots: At least one for each run, at most one for each token.
+        whole: Which runs get a slot for each of their tokens, whatever is left for the others.
+
+    Returns:
+        Slots of each run, 1 to the number of its tokens.
+    """
+    given = list(whole) or [False] * len(runs)
+    shares = [len(run) if all_of_it else 1 for run, all_of_it in zip(runs, given, strict=True)]
+    waiting = [
+        (-float(weigh(run).sum()) / 2, at) for at, run in enumerate(runs) if shares[at] < len(run)
+    ]
+    heapify(waiting)
+    for _ in range(n_slots - sum(shares)):
+        price, at = heappop(waiting)
+        shares[at] += 1
+        if shares[at] < len(runs[at]):
+            heappush(waiting, (price * shares[at] / (shares[at] + 1), at))
+    return shares
+
+
+def _shared(relevance: Sequence[Tensor]) -> Tensor:
+    """What each token has of the relevance around it, all windows behind each other, `[n]`."""
+    odds = torch.cat(list(relevance)).double().softmax(-1)
+    far = torch.arange(-HALO, HALO + 1, dtype=odds.dtype).abs()
+    kernel = torch.where(far <= REACH, 1.0, 0.1 * (1 - far / REACH).exp()).view(1, 1, -1)
+    spread = [
+        torch.nn.functional.conv1d(row.view(1, 1, -1), kernel, padding=HALO).flatten()
+        for row in torch.split(odds, [len(row) for row in relevance])
+    ]
+    # Of tokens with the same around them, the more relevant one.
+    return torch.cat(spread) + 1e-6 * odds
+
+
+def _bridged(fine: Tensor) -> Tensor:
+    """Emphasis without gaps so short that a symbol for each costs nothing."""
+    found = fine.clone()
+    runs = runs_of(fine)
+    for start, end, is_fine in runs[1:-1]:
+        if not is_fine and end - start <= BRIDGED:
+            found[start:end] = True
+    return found
+
+
+def _spent(fine: Sequence[Tensor], n_symbols: int) -> list[Emphasis]:
+    """Symbols of each window: one for each fine token, the others by length."""
+    pieces = [
+        (at, torch.zeros(end - start), is_fine)
+        for at, row in enumerate(fine)
+        for start, end, is_fine in runs_of(row)
+    ]
+    shares = share_slots(
+        [alike for _, alike, _ in pieces], n_symbols, whole=[is_fine for *_, is_fine in pieces]
+    )
+    n_slots = [0] * len(fine)
+    for (at, *_), share in zip(pieces, shares, strict=True):
+        n_slots[at] += share
+    return [Emphasis(row, count) for row, count in zip(fine, n_slots, strict=True)]

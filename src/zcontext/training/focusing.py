@@ -1,0 +1,134 @@
+"""The focus stage's objective: say where a text answers a question.
+
+What this module does not know: where questions come from, optimisers, files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from zcontext.attending import relevance
+from zcontext.config import check
+from zcontext.model import ZLanguageModel
+from zcontext.training.objective import BITS, StepOutput
+from zcontext.windows import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class FocusConfig:
+    """Settings of the stage.
+
+    Attributes:
+        questions: Question files, see `questions.read_questions`; those without an answer in the
+            text are left out.
+        batch_questions: Questions per micro-batch.
+        max_windows: Windows of one context that a question is asked of; the one with the answer
+            and those next to it.
+        other_share: Share of questions that are also asked of a window of another context.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """  # noqa: DOC502 - raised by the check
+
+    questions: tuple[str, ...] = ()
+    batch_questions: int = 16
+    max_windows: int = 3
+    other_share: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("batch_questions", "max_windows"):
+            check(self, name, getattr(self, name) >= 1, "at least 1")
+        check(self, "other_share", 0 <= self.other_share <= 1, "a share in 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question of some windows.
+
+    Attributes:
+        question: Its tokens.
+        windows: Tokens of the windows that it is asked of.
+        answers: Which tokens of each window are the answer; empty where it has none.
+    """
+
+    question: list[int]
+    windows: tuple[list[int], ...]
+    answers: tuple[Extent, ...]
+
+
+class Find(nn.Module):
+    """Say where windows answer questions.
+
+    Args:
+        model: The model; its part "focus" learns.
+    """
+
+    def __init__(self, model: ZLanguageModel) -> None:
+        super().__init__()
+        self.z = model
+        self.base = model.base.model
+        self.focus = model.add_focus()
+
+    def forward(self, batch: Sequence[Asked], step: int, generator: torch.Generator) -> StepOutput:
+        """Loss of some questions: how unlikely the answers' tokens are among all.
+
+        Args:
+            batch: The questions.
+            step: Not used.
+            generator: Its seed is that of the dropout.
+
+        Returns:
+            Loss and figures.
+        """
+        del step
+        losses, hits = [], []
+        devices = [self.z.device] if self.z.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # a resumed run drops what it would have
+            torch.manual_seed(generator.initial_seed())
+            found_odds = self.odds(batch)
+        for odds, asked in zip(found_odds, batch, strict=True):
+            right = _marked(asked).to(odds[0].device)
+            found = torch.cat(odds).log_softmax(-1)
+            losses.append(-found[right].logsumexp(-1))
+            hits.append(right[found.argmax()].float())
+        loss = torch.stack(losses).mean()
+        figures = {"bits": loss.detach() * BITS, "hits": torch.stack(hits).mean()}
+        return StepOutput(loss, figures, loss.detach().view(1, 1), None)
+
+    def odds(self, batch: Sequence[Asked]) -> list[list[Tensor]]:
+        """Log-odds of the tokens of every window, question by question.
+
+        Args:
+            batch: The questions.
+
+        Returns:
+            `[n]` for each window of each question.
+        """
+        z = self.z
+        rows = [(asked.question, window) for asked in batch for window in asked.windows]
+        longest = max(len(question) + len(window) for question, window in rows)
+        ids = torch.full((len(rows), longest), z.end_token)
+        mask = torch.zeros_like(ids)
+        for row, (question, window) in enumerate(rows):
+            n = len(question) + len(window)
+            ids[row, :n] = torch.tensor([*question, *window])
+            mask[row, :n] = 1
+        z.adapters.activate("focus")
+        found = iter(
+            relevance(z, ids.to(z.device), mask.to(z.device), [len(asked) for asked, _ in rows])
+        )
+        return [[next(found) for _ in asked.windows] for asked in batch]
+
+
+def _marked(asked: Asked) -> Tensor:
+    """Which tokens of all windows are an answer, bool."""
+    marks = []
+    for window, answer in zip(asked.windows, asked.answers, strict=True):
+        mark = torch.zeros(len(window), dtype=torch.bool)
+        mark[answer.start : answer.end] = True
+        marks.append(mark)
+    return torch.cat(marks)

@@ -1,0 +1,121 @@
+"""Emphasis: a document's symbols are spent on what a question is about, to the last one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zcontext.config import CodecConfig
+from zcontext.emphasis import BRIDGED, Emphasis, emphasise, place_runs, runs_of, share_slots
+from zcontext.segmentation import weigh
+
+CODEC = CodecConfig(depth=4, size=64, shared=True, named=True)
+lengths = st.lists(st.integers(1, 60), min_size=1, max_size=6)
+
+
+def odds(n: int, seed: int) -> torch.Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed)) * 4
+
+
+def ends_of(emphasis: Emphasis, seed: int) -> torch.Tensor:
+    bits = odds(len(emphasis.fine), seed).abs()
+    runs = runs_of(emphasis.fine)
+    return torch.cat(place_runs(CODEC, bits, runs, emphasis.n_slots))
+
+
+@given(lengths, st.floats(0, 1), st.integers(0, 1000))
+def test_windows_spend_exactly_what_the_document_has(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    n_symbols = len(sizes) + int(share * (sum(sizes) + 5 - len(sizes)))
+    found = emphasise([odds(n, seed + k) for k, n in enumerate(sizes)], n_symbols)
+    assert found is not None
+    assert [len(each.fine) for each in found] == sizes
+    assert sum(each.n_slots for each in found) == min(n_symbols, sum(sizes))
+    assert all(1 <= each.n_slots <= len(each.fine) for each in found)
+
+
+@given(lengths, st.floats(0, 1), st.integers(0, 1000))
+def test_every_fine_token_closes_a_segment_that_is_it_alone(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    n_symbols = len(sizes) + int(share * (sum(sizes) - len(sizes)))
+    found = emphasise([odds(n, seed + k) for k, n in enumerate(sizes)], n_symbols)
+    assert found is not None
+    for each in found:
+        ends = ends_of(each, seed)
+        assert len(ends) == each.n_slots
+        assert bool((ends[1:] > ends[:-1]).all())
+        assert int(ends[-1]) == len(each.fine) - 1
+        alone = torch.diff(ends, prepend=torch.tensor([-1])) == 1
+        closed = torch.zeros(len(each.fine), dtype=torch.bool)
+        closed[ends[alone]] = True
+        assert bool(closed[each.fine].all())
+
+
+@given(st.integers(30, 120), st.integers(0, 1000))
+def test_more_symbols_never_emphasise_less(n: int, seed: int) -> None:
+    row, before = odds(n, seed), 0
+    for n_symbols in range(1, n + 1, 7):
+        found = emphasise([row], n_symbols)
+        assert found is not None
+        # A bridge more or less between two stretches is all that may come and go.
+        assert int(found[0].fine.sum()) >= before - 4 * BRIDGED
+        before = int(found[0].fine.sum())
+    whole = emphasise([row], n)
+    assert whole is not None
+    assert bool(whole[0].fine.all())
+
+
+def test_the_tokens_that_answer_are_fine_with_those_beside_them() -> None:
+    rows = [torch.zeros(100), torch.zeros(100)]
+    rows[1][60:63] = 12.0
+    found = emphasise(rows, 50)
+    assert found is not None
+    assert bool(found[1].fine[50:73].all())
+    assert found[1].n_slots > 5 * found[0].n_slots
+
+
+def test_relevance_counts_across_windows_and_not_by_itself() -> None:
+    """Two windows alike but for a constant: what is higher in both is fine in the higher one."""
+    row = torch.zeros(80)
+    row[40] = 9.0
+    found = emphasise([row, row + 6.0], 24)
+    assert found is not None
+    assert int(found[1].fine.sum()) > int(found[0].fine.sum())
+
+
+def test_fewer_symbols_than_windows_leave_it_to_the_budget() -> None:
+    assert emphasise([torch.zeros(9), torch.zeros(9)], 1) is None
+    assert emphasise([], 5) is None
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.lists(st.integers(-3, 45)))
+def test_runs_cover_the_tokens_once_and_are_of_one_kind(
+    flags: list[bool], edges: list[int]
+) -> None:
+    runs = runs_of(torch.tensor(flags), edges)
+    assert [k for a, b, _ in runs for k in range(a, b)] == list(range(len(flags)))
+    assert all(flags[k] is fine for a, b, fine in runs for k in range(a, b))
+    inside = {edge for edge in edges if 0 < edge < len(flags)}
+    assert inside <= {a for a, _, _ in runs}
+
+
+def test_whole_runs_get_a_slot_a_token_and_the_rest_by_surprisal() -> None:
+    runs = [torch.full((8,), 1.0), torch.full((4,), 0.0), torch.full((8,), 3.0)]
+    shares = share_slots(runs, 12, whole=[False, True, False])
+    assert shares[1] == 4
+    assert sum(shares) == 12
+    assert shares[2] > shares[0]
+    assert float(weigh(runs[2]).sum()) > float(weigh(runs[0]).sum())
+
+
+@pytest.mark.parametrize("n_symbols", [1, 3, 30])
+def test_it_is_the_same_every_time(n_symbols: int) -> None:
+    row = torch.zeros(30)  # nothing but ties
+    first, second = (emphasise([row], n_symbols) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert torch.equal(first[0].fine, second[0].fine)

@@ -1,0 +1,193 @@
+"""Focus: symbols go where a text answers the question, and mean what they mean all the same."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import tiny_base, tiny_z
+from zcontext.attending import relevance
+from zcontext.bundle import load_bundle, save_bundle
+from zcontext.compressor import ZCompressor
+from zcontext.config import CompressSettings
+from zcontext.errors import ConfigError, ModelError
+from zcontext.integrations.exchange import Chunk, Exchange, ExchangeSettings
+from zcontext.model import ZLanguageModel
+from zcontext.readers import ZDecompressor
+from zcontext.spans import SupportsFocus, ZDocument
+from zcontext.store import MemoryStore
+
+TEXT = "Anna lives in Oslo. In 2019 she moved there from Lima, where her father had a shop. "
+OTHER = "The harbour of the town is deep, and ships of every size can lie there in a storm. "
+ASKED = "Where did she live before?"
+SMALL = CompressSettings(window=32)
+
+
+def focused(*, seed: int = 0) -> ZLanguageModel:
+    """A tiny codec whose focus has an idea of its own."""
+    model = tiny_z(seed=seed)
+    focus = model.add_focus()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for tensor in focus.parameters():
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
+    model.seal()
+    return model
+
+
+def lengths(document: ZDocument) -> list[int]:
+    """Tokens of every segment."""
+    found = []
+    for span in document.spans:
+        edges = [0, *(span.ends or ())]
+        found += [b - a for a, b in pairwise(edges)]
+    return found
+
+
+def test_symbols_go_unevenly_and_are_as_many_as_without() -> None:
+    compressor = ZCompressor(focused())
+    plain = compressor.compress(TEXT * 2, settings=SMALL, ratio=4)
+    asked = compressor.compress(TEXT * 2, settings=SMALL, ratio=4, question=ASKED)
+    assert asked.n_symbols == plain.n_symbols
+    assert lengths(asked).count(1) > lengths(plain).count(1)
+    assert max(lengths(asked)) > max(lengths(plain))
+    assert asked.n_tokens == sum(lengths(asked))
+
+
+@pytest.mark.parametrize("budget", [{"ratio": 3}, {"max_symbols": 17}, {"bits_per_symbol": 12.0}])
+def test_every_budget_is_kept(budget: dict[str, float]) -> None:
+    document = ZCompressor(focused()).compress(TEXT, settings=SMALL, question=ASKED, **budget)
+    if "max_symbols" in budget:
+        assert document.n_symbols == 17
+    elif "ratio" in budget:
+        assert document.n_symbols == document.n_tokens // 3
+    else:
+        assert 0 < document.n_symbols < document.n_tokens
+
+
+def test_without_a_question_nothing_changes() -> None:
+    plain, with_focus = tiny_z(), focused()
+    assert with_focus.codec == plain.codec
+    before = ZCompressor(plain).compress(TEXT, settings=SMALL)
+    assert ZCompressor(with_focus).compress(TEXT, settings=SMALL).to_bytes() == before.to_bytes()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_the_same_question_gives_the_same_bytes_alone_and_among_others(batch_size: int) -> None:
+    compressor = ZCompressor(focused(), batch_size=batch_size)
+    chosen = SMALL.replace(question=ASKED)
+    texts = [TEXT, "Another text.", TEXT + OTHER]
+    alone = [compressor.compress(text, settings=chosen).to_bytes() for text in texts]
+    together = compressor.compress_many(texts, settings=chosen)
+    assert [document.to_bytes() for document in together] == alone
+
+
+def test_text_that_is_kept_stays_where_it_is() -> None:
+    compressor = ZCompressor(focused())
+    chosen = SMALL.replace(question=ASKED, protect=("numbers",), ratio=3.0)
+    document = compressor.compress(TEXT, settings=chosen)
+    assert "2019" in [lit.text.strip() for span in document.spans for lit in span.literals]
+    plain = compressor.compress(TEXT, settings=chosen.replace(question=None))
+    assert document.n_positions == plain.n_positions
+    for span in document.spans:
+        assert span.ends is None or list(span.ends) == sorted(set(span.ends))
+
+
+def test_it_reads_back_exactly_where_that_is_asked_for() -> None:
+    model = focused()
+    chosen = SMALL.replace(question=ASKED, exact=True)
+    document = ZCompressor(model).compress(TEXT, settings=chosen)
+    assert ZDecompressor(model).decompress(document) == TEXT
+
+
+def test_texts_found_for_one_question_share_one_budget() -> None:
+    compressor = ZCompressor(focused())
+    assert isinstance(compressor, SupportsFocus)
+    texts = [OTHER, TEXT, OTHER * 2]
+    together = compressor.compress_together(texts, question=ASKED, settings=SMALL, ratio=4)
+    assert [document.n_tokens for document in together] == [len(text) for text in texts]
+    alone = [compressor.compress(text, settings=SMALL, ratio=4) for text in texts]
+    assert sum(d.n_symbols for d in together) == sum(d.n_symbols for d in alone)
+    assert [d.n_symbols for d in together] != [d.n_symbols for d in alone]
+    (single,) = compressor.compress_together([TEXT], question=ASKED, settings=SMALL, ratio=4)
+    assert single == compressor.compress(TEXT, settings=SMALL, ratio=4, question=ASKED)
+    assert compressor.compress_together([], question=ASKED, ratio=4) == []
+    with pytest.raises(ConfigError, match="caps one document"):
+        compressor.compress_together(
+            texts, question=ASKED, settings=CompressSettings(max_symbols=9)
+        )
+
+
+def test_a_codec_without_focus_writes_texts_by_themselves() -> None:
+    compressor = ZCompressor(tiny_z())
+    together = compressor.compress_together([TEXT, OTHER], question=ASKED, ratio=4)
+    assert together == [
+        compressor.compress(text, ratio=4, question=ASKED) for text in (TEXT, OTHER)
+    ]
+
+
+def test_a_store_tells_documents_of_another_focus_apart() -> None:
+    store = MemoryStore()
+    for model in (focused(seed=0), focused(seed=0)):
+        ZCompressor(model, store=store).compress(TEXT, question=ASKED)
+    assert len(store) == 1
+    retrained = focused(seed=0)
+    with torch.no_grad():
+        retrained.add_focus().out.weight.add_(0.5)
+    retrained.seal()
+    ZCompressor(retrained, store=store).compress(TEXT, question=ASKED)
+    ZCompressor(tiny_z(), store=store).compress(TEXT, question=ASKED)
+    assert len(store) == 3
+
+
+def test_a_bundle_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zcontext.bundle.load_base", lambda *_, **__: tiny_base())
+    model = focused()
+    save_bundle(model, tmp_path / "bundle")
+    again = load_bundle(tmp_path / "bundle")
+    assert again.focus is not None
+    assert model.focus is not None
+    assert again.focus.digest == model.focus.digest
+    documents = [
+        ZCompressor(m).compress(TEXT, settings=SMALL, question=ASKED) for m in (model, again)
+    ]
+    assert documents[0].to_bytes() == documents[1].to_bytes()
+
+
+def test_padding_tells_it_nothing() -> None:
+    model = focused()
+    asked, text = list(b"Who?"), list(TEXT.encode())
+    rows = [[*asked, *text[:20]], [*asked, *text]]
+    found = []
+    with model.using("focus"), torch.no_grad():
+        for width in (len(rows[1]), len(rows[1]) + 13):
+            ids = torch.full((2, width), model.end_token)
+            mask = torch.zeros_like(ids)
+            for k, row in enumerate(rows):
+                ids[k, : len(row)] = torch.tensor(row)
+                mask[k, : len(row)] = 1
+            found.append(relevance(model, ids, mask, [4, 4]))
+    for narrow, wide in zip(*found, strict=True):
+        torch.testing.assert_close(narrow, wide, atol=1e-3, rtol=1e-4)
+    assert [len(row) for row in found[0]] == [20, len(text)]
+
+
+def test_asking_a_codec_that_has_none_is_an_error() -> None:
+    model = tiny_z()
+    with pytest.raises(ModelError, match="no part 'focus'"), model.using(None):
+        relevance(model, torch.zeros(1, 4).long(), torch.ones(1, 4).long(), [2])
+
+
+def test_a_framework_has_retrieved_texts_share_a_budget() -> None:
+    compressor = ZCompressor(focused())
+    settings = ExchangeSettings(ratio=4, min_tokens=1, query_aware=True)
+    exchange = Exchange(
+        compressor.vocabulary, compressor=lambda: compressor, settings=settings, question=ASKED
+    )
+    found = exchange.swap([Chunk(text, {}, "a piece") for text in (OTHER, TEXT)])
+    together = compressor.compress_together([OTHER, TEXT], question=ASKED, ratio=4)
+    written = [compressor.vocabulary.render(document.symbols) for document in together]
+    assert [each.text for each in found] == written

@@ -5,6 +5,7 @@
 #   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise and shard
 #   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
 #   bash benchmarks/train/gpu.sh channel                          # minutes
+#   bash benchmarks/train/gpu.sh focus                            # minutes
 #   bash benchmarks/train/gpu.sh read
 #   bash benchmarks/train/gpu.sh autoregress                      # the optional second writer
 #   bash benchmarks/train/gpu.sh evaluate
@@ -18,7 +19,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
 zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
 
-case "${1:?give a step: prepare, autoencode, channel, read, autoregress or evaluate}" in
+case "${1:?give a step: prepare, autoencode, channel, focus, read, autoregress or evaluate}" in
 prepare)
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz "$DATA"/corpus/books.jsonl.gz \
         --out runs/shards --no-surprisal
@@ -31,6 +32,11 @@ channel)
         --set run.out=runs/gpu-channel --set run.bundle=runs/gpu-channel/bundle \
         --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
     ;;
+focus)
+    zcontext train benchmarks/train/focus.toml --set run.start=runs/gpu-channel/bundle \
+        --set run.out=runs/gpu-focus --set run.bundle=runs/gpu-focus/bundle \
+        --set run.steps=3000 --set focus.batch_questions=64
+    ;;
 autoregress)
     zcontext train benchmarks/train/autoregress.toml
     ;;
@@ -39,7 +45,7 @@ evaluate)
     zcontext eval qa "$DATA"/qa/xquad-dev.jsonl.gz --bundle runs/gpu-read/bundle --limit 200
     ;;
 *)
-    echo "unknown step $1: give prepare, autoencode, channel, read, autoregress or evaluate" >&2
+    echo "unknown step $1: give prepare, autoencode, channel, focus, read, autoregress or evaluate" >&2
     exit 2
     ;;
 esac

@@ -20,10 +20,10 @@ from zcontext.config import CodecConfig
 from zcontext.naming import place_symbols
 from zcontext.segmentation import weigh
 
-COARSENESS = 6.0
+COARSENESS = 8.0
 """Tokens per symbol of what is not emphasised, over the ratio of the document."""
 
-REACH = 10
+REACH = 5
 """Tokens on each side of a relevant one that share its relevance: an answer is read with what
 stands beside it."""
 

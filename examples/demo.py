@@ -73,17 +73,20 @@ def _plain(text: str) -> str:
 
 
 def answers(
-    questions: tuple[str, ...], document: ZDocument, source: str, reader: Inferencer
+    questions: tuple[str, ...], document: ZDocument, source: str, compressor: ZCompressor
 ) -> Table:
     """The same questions to the same model: from symbols, from the text, from nothing."""
     table = Table(title="Answers", title_justify="left", show_lines=True)
-    for name in ("question", "from symbols", "from the text", "from nothing"):
-        table.add_column(name)
+    table.add_column("question")
+    for name in ("symbols for it", "symbols for any question", "the text", "nothing"):
+        table.add_column(f"from {name}")
+    reader = Inferencer(compressor.model)
     settings = GenerationSettings(max_new_tokens=24, stop=("\n",))
     for question in questions:
+        written = compressor.compress(source, question=question)
         told = [
             reader.ask(question, context, settings=settings)
-            for context in ([document.symbols], [source], [])
+            for context in ([written.symbols], [document.symbols], [source], [])
         ]
         table.add_row(
             question,
@@ -127,7 +130,7 @@ def main() -> int:
     console.print(f"the first symbols: {_plain(model.vocabulary.render(document.symbols[:3]))} ...")
     console.print(back)
     if questions:
-        console.print(answers(questions, document, source, Inferencer(model)))
+        console.print(answers(questions, document, source, compressor))
     return 0
 
 

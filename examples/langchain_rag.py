@@ -29,27 +29,27 @@ Embeddings.register(MiniLM)  # it has the methods; some stores ask for the class
 
 
 def main(folder: str, question: str, *, model: object = "smollm2-135m", ratio: float = 4) -> None:
-    """Index the folder, then ask with the chunks as text and as symbols."""
+    """Index the folder, then ask with the chunks as text, stored symbols, symbols for it."""
     texts = [
         Document(path.read_text("utf-8"), metadata={"source": str(path)})
         for path in sorted(Path(folder).rglob("*"))
         if path.suffix in (".md", ".rst", ".txt")
     ]
     chunks = RecursiveCharacterTextSplitter(chunk_size=1200, chunk_overlap=0).split_documents(texts)
-    compressor = ZContextCompressor(model=model, ratio=ratio, on_symbols="escape")
-    indexed = list(compressor.transform_documents(chunks))
-    store = QdrantVectorStore.from_documents(indexed, MiniLM(), location=":memory:")
-    plain = store.as_retriever(search_kwargs={"k": 3})
-    compressed = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=plain)
-
+    given = {"model": model, "ratio": ratio, "on_symbols": "escape"}
+    indexed = ZContextCompressor(**given).transform_documents(chunks)
+    store = QdrantVectorStore.from_documents([*indexed], MiniLM(), location=":memory:")
+    retrievers = {"text": (plain := store.as_retriever(search_kwargs={"k": 3}))}
+    for name, aware in (("stored", False), ("asked", True)):
+        use = ZContextCompressor(**given, query_aware=aware)
+        retrievers[name] = ContextualCompressionRetriever(base_compressor=use, base_retriever=plain)
     llm = ChatZContext(model=model, max_tokens=40)
     answer = create_stuff_documents_chain(llm, ChatPromptTemplate.from_template(PROMPT))
-    for name, retriever in (("text", plain), ("symbols", compressed)):
-        started = time.perf_counter()
+    for name, retriever in retrievers.items():
+        started = time.time()
         result = create_retrieval_chain(retriever, answer).invoke({"input": question})
-        seconds = time.perf_counter() - started
         n = sum(llm.get_num_tokens(document.page_content) for document in result["context"])
-        print(f"{name:8} {n:6,} positions of context, {seconds:5.1f} s: {result['answer']}")
+        print(f"{name:8} {n:6,} positions, {time.time() - started:5.1f} s: {result['answer']}")
     for record in (document.metadata for document in result["context"]):
         print(f"  {record['source']}: {record['zcontext_action']}, {record['zcontext_n_tokens']}"
               f" tokens -> {record.get('zcontext_n_symbols', '-')} symbols")  # fmt: skip

@@ -37,7 +37,7 @@ def test_its_files_are_small_enough_to_keep_and_it_has_a_card() -> None:
     assert set(sizes) == {
         "manifest.json",
         "README.md",
-        *(f"{p}.safetensors" for p in (*PARTS, "channel")),
+        *(f"{p}.safetensors" for p in (*PARTS, "channel", "focus")),
     }
     assert max(sizes.values()) <= 16 * MIB
     assert sum(sizes.values()) <= 60 * MIB

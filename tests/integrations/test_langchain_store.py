@@ -114,8 +114,8 @@ def test_the_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (tmp_path / f"{i}.md").write_text(text, encoding="utf-8")
     langchain_rag.main(str(tmp_path), QUESTION, model=ByteCodec(), ratio=8)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:2]] == ["text", "symbols"]
-    n_text, n_symbols = (int(line.split()[1].replace(",", "")) for line in lines[:2])
-    assert 7 * n_symbols < n_text
-    assert all("swapped" in line for line in lines[2:])
+    assert [line.split()[0] for line in lines[:3]] == ["text", "stored", "asked"]
+    n_text, n_stored, n_asked = (int(line.split()[1].replace(",", "")) for line in lines[:3])
+    assert 7 * max(n_stored, n_asked) < n_text
+    assert all("compressed" in line for line in lines[3:])  # the last were written for the question
     assert len((ROOT / "examples" / "langchain_rag.py").read_text().splitlines()) < 60

@@ -424,7 +424,7 @@ def test_questions_print_a_table_and_write_the_figures(
     first = run(*arguments)
     assert first.exit_code == 0, first.output
     assert "retention" in first.stdout
-    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 15
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 18
     assert json.loads((tmp_path / "report.json").read_text())["n_rows"] == 3
 
 

@@ -51,7 +51,7 @@ def slots_placed(how: Any) -> Iterator[None]:
 
 
 def evenly(
-    config: object, surprisal: torch.Tensor, n_slots: int, *, depth: int | None = None
+    config: object, surprisal: torch.Tensor, n_slots: int, **ignored: object
 ) -> torch.Tensor:
     """Segments of equal length, whatever is in them."""
     return torch.stack([place_evenly(len(row), n_slots) for row in surprisal])

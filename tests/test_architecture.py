@@ -31,12 +31,14 @@ HOSTS = {"langchain", "langchain_core", "langchain_classic", "langchain_text_spl
 }
 FLOORS = {
     0: "errors packing placement symbols vocabulary windows zspan errata documents spans config "
-    "accounting sqlite_store store testing fragile literals pruning sizes byte_spans",
-    1: "segmentation pooling precision naming relaxation codebook upkeep caches passes composer "
-    "spelling pointing channel emphasis focus",
-    2: "bases loading gguf nf4 four_bit tokenization adapters sealing bundle bundles model holding",
+    "accounting sqlite_store store testing fragile literals pruning sizes byte_spans phrases",
+    1: "segmentation pooling precision naming lexicon relaxation codebook upkeep caches passes "
+    "composer spelling pointing channel emphasis focus",
+    2: "bases loading gguf nf4 four_bit tokenization adapters sealing bundle bundles model holding "
+    "gloss",
     3: "prompts text_feed prefixes writing drafts generation compressor decompressor inferencer "
-    "readers layouts pruner fidelity assurance budget thinking composing hearing attending terms",
+    "readers layouts pruner fidelity assurance budget thinking composing hearing attending terms "
+    "refocusing",
     4: "training evaluation polysemy inspection overlaps export",
     5: "integrations cli",
 }

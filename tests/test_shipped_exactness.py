@@ -167,7 +167,7 @@ def test_every_bit_is_counted_beside_gzip_zstd_and_the_model(
         bits = token_bits(model, text_tokenizer(model.tokenizer).ids(text))
         found = sizes_of(document, text, token_bits=bits)
         ends = sum(span.bits - span.symbols.bits for span in document.spans)
-        codes = 15 * 8 * document.n_symbols  # 32,768 codes, 8 stages
+        codes = 16 * 8 * document.n_symbols  # 65,536 codes, 8 stages
         assert found.bits == codes + ends
         assert ends > 0
         assert found.total_bits == codes + ends + 8 * document.n_errata_bytes

@@ -13,6 +13,7 @@ What this module does not know: the base model's passes, spans, how text is gene
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,9 @@ USUAL_LEFT = 3.0
 TAKEN = 0.25
 """Share of a token that a further code must explain to count as said with it."""
 
+TRUST = 0.99
+"""Odds of what codes spell out: that they name as many tokens as a segment has may be chance."""
+
 LEAST = -40.0
 """Log-odds below this are all alike."""
 
@@ -40,7 +44,8 @@ class Lanes:
     """Segments being spelled, one a lane.
 
     Attributes:
-        rows: Rows of the segment's codes in the order of the text, `[lanes, depth, hidden]`.
+        rows: Rows of what the segment's codes name, in the order of the text, or of the codes
+            themselves, `[lanes, depth, hidden]`.
         energy: Their squared lengths, `[lanes, depth]`; 0 for silence.
         used: Share of each code that the tokens so far explain, `[lanes, depth]`.
         left: What the codes say and the tokens so far do not, `[lanes, hidden]`.
@@ -49,6 +54,8 @@ class Lanes:
         place: Tokens so far, int64 `[lanes]`.
         length: Tokens of the segment, int64 `[lanes]`.
         noise: Logarithm of how much of a token's variance the codes are off, `[lanes]`.
+        spelled: The tokens where codes name as many as the segment has, int64 `[lanes, longest]`;
+            -1 where they do not.
     """
 
     rows: Tensor
@@ -60,6 +67,7 @@ class Lanes:
     place: Tensor
     length: Tensor
     noise: Tensor
+    spelled: Tensor
 
     def __len__(self) -> int:
         return len(self.place)
@@ -79,7 +87,7 @@ class Lanes:
         depth = max(part.rows.shape[1] for part in parts)
         longest = max(part.said.shape[1] for part in parts)
         fill = {"energy": (depth, 0.0), "used": (depth, 0.0), "said": (longest, -1)}
-        fill["weights"] = (longest, 0.0)
+        fill |= {"weights": (longest, 0.0), "spelled": (longest, -1)}
         columns = {}
         for each in dataclasses.fields(cls):
             tensors = [getattr(part, each.name) for part in parts]
@@ -143,13 +151,16 @@ class Channel(nn.Module):
 
     # -- segments ---------------------------------------------------------------------------------
 
-    def listen(self, rows: Tensor, lengths: Tensor, weights: Tensor) -> Lanes:
+    def listen(
+        self, rows: Tensor, lengths: Tensor, weights: Tensor, *, named: Tensor | None = None
+    ) -> Lanes:
         """Segments of which nothing is spelled yet.
 
         Args:
-            rows: Rows of their codes, `[lanes, depth, hidden]`.
+            rows: Rows of what their codes name, or of the codes, `[lanes, depth, hidden]`.
             lengths: Their tokens, int64 `[lanes]`, at least 1.
             weights: What pooling gives each place, `[lanes, longest]`.
+            named: Tokens that their codes name, -1 behind the last, int64 `[lanes, any]`.
 
         Returns:
             The lanes.
@@ -166,15 +177,15 @@ class Channel(nn.Module):
             place=torch.zeros_like(lengths),
             length=lengths,
             noise=self.noise_features(energy, lengths) @ self.noise,
+            spelled=_spelled(named, lengths, weights.shape[1]),
         )
 
     @staticmethod
     def noise_features(energy: Tensor, lengths: Tensor) -> Tensor:
         """What tells how far a segment's codes are off, `[lanes, 5]`."""
-        heard = (energy > 0).float()
-        spent = heard[:, -1]
         log_length = lengths.float().log()
-        share = heard.sum(-1) / lengths
+        share = (energy > 0).sum(-1) / lengths
+        spent = (share < 1).float()
         one = torch.ones_like(spent)
         return torch.stack([one, log_length, spent, spent * log_length, share], dim=-1)
 
@@ -207,11 +218,12 @@ class Channel(nn.Module):
             mean: Mean embedding of text, `[hidden]`.
 
         Returns:
-            Scores `[lanes, vocab]` (logits), -inf where they were.
+            Scores `[lanes, vocab]` (logits), -inf where they were; what is spelled out has `TRUST`.
         """
         found = self.nominate(scores, lanes, table, mean)
         judged = pad(found.odds + self.outside, (0, 1))
         judged = judged.scatter(-1, found.places, self.judge(found.features))[:, :-1]
+        judged = _trusting(judged, next_spelled(lanes))
         return judged.masked_fill(found.odds == -torch.inf, -torch.inf)
 
     def judge(self, features: Tensor) -> Tensor:
@@ -277,6 +289,32 @@ class Channel(nn.Module):
             ),
         ]
         return torch.stack(columns, dim=-1)
+
+
+def next_spelled(lanes: Lanes) -> Tensor:
+    """The next token of every lane where it is spelled out, int64 `[lanes]`; -1 where not."""
+    return lanes.spelled.gather(1, lanes.place.unsqueeze(-1)).squeeze(-1)
+
+
+def _spelled(named: Tensor | None, lengths: Tensor, longest: int) -> Tensor:
+    nothing = torch.full((len(lengths), longest), -1, device=lengths.device)
+    if named is None:
+        return nothing
+    complete = (named >= 0).sum(-1) == lengths
+    named = pad(named, (0, max(0, longest - named.shape[1])), value=-1)[:, :longest]
+    return torch.where(complete.unsqueeze(-1), named, nothing)
+
+
+def _trusting(judged: Tensor, spelled: Tensor) -> Tensor:
+    """Scores with what is spelled out, `[lanes]`, far above all others."""
+    there = (spelled >= 0).nonzero().squeeze(-1)
+    if not len(there):
+        return judged
+    odds = judged[there].log_softmax(-1) + math.log(1 - TRUST)
+    token = spelled[there].unsqueeze(-1)
+    sure = torch.full_like(token, math.log(TRUST), dtype=odds.dtype)
+    odds = odds.scatter(-1, token, torch.logaddexp(odds.gather(-1, token), sure))
+    return judged.index_copy(0, there, odds)
 
 
 def _weight(lanes: Lanes) -> Tensor:

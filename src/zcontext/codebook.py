@@ -1,20 +1,22 @@
 """The codebook: hidden states in, codes out, embeddings back.
 
 It holds everything learned that belongs to symbols and not to an adapter: the stages of codes (with
-a table each, or one for all, of learned rows or of tokens' names), the slot's input vector, the
+a table each, or one for all, of learned rows or of names), the slot's input vector, the
 pooling that starts a latent from its segment's tokens, and the head that estimates surprisal at the
 writer's exit layer. What it does not know: the base model, text, windows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from zcontext.config import CodecConfig
-from zcontext.naming import Wording, name_tokens
+from zcontext.lexicon import NO_TOKEN, SILENT, Lexicon
+from zcontext.naming import Wording, name_phrases
 from zcontext.pooling import N_PLACES, weights_in_text
 from zcontext.precision import in_full_precision, unit_rms
 from zcontext.relaxation import NearestCode, Quantiser
@@ -26,12 +28,6 @@ START_LOUDNESS = 1.8
 FALLING = 0.9
 """Loudness of a code over that of the one before it. Codes stand in the order of the text, and the
 loudest is the first that a reader should say."""
-
-SILENT = 0
-"""The code of a shared table that adds nothing: the symbol is said already."""
-
-NO_TOKEN = -1
-"""What a code names that names no token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +60,6 @@ class Codebook(nn.Module):
     offset: Tensor
     usage: Tensor
     mean_embedding: Tensor
-    named: Tensor
-    names: Tensor
 
     def __init__(
         self, config: CodecConfig, *, hidden_size: int, token_embeddings: Tensor, seed: int = 0
@@ -83,14 +77,12 @@ class Codebook(nn.Module):
         noise = torch.randn(n_tables, config.size, hidden_size, generator=generator)
         shrink = scale * 0.7 ** torch.arange(n_tables).view(-1, 1, 1)
         if config.named:
-            self._embeddings = (token_embeddings,)  # the base's own, hidden from torch
-            self.register_buffer("named", torch.full((config.size,), NO_TOKEN))
-            self.register_buffer("names", torch.zeros(len(table), dtype=torch.long), False)
-            self.register_buffer("rows", torch.zeros_like(noise), False)
+            self.lexicon: Lexicon | None = Lexicon(config.size, token_embeddings)
         else:
+            self.lexicon = None
             self.rows = nn.Parameter(noise * shrink)
-        if config.shared:
-            self.rows.data[0, SILENT] = 0.0
+            if config.shared:
+                self.rows.data[0, SILENT] = 0.0
         self.offset = nn.Parameter(mean.clone())
         self.slot = nn.Parameter(torch.randn(hidden_size, generator=generator) * scale)
         self.place_logits = nn.Parameter(torch.zeros(N_PLACES))
@@ -109,23 +101,34 @@ class Codebook(nn.Module):
         nn.init.constant_(self.surprise.bias, config.mean_surprisal)
         self.register_buffer("usage", torch.ones(n_tables, config.size), persistent=False)
 
-    @torch.no_grad()
-    def name(self, tokens: Tensor | None = None) -> None:
-        """Have codes name tokens: the row of each is its token's embedding.
+    # -- names ------------------------------------------------------------------------------------
+
+    def words_of(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that symbols name, each with its own row.
 
         Args:
-            tokens: Token of each code from 1 on, int64 `[less than size]`; None keeps those that
-                are named, whose rows follow the mean embedding.
+            codes: int64 `[k, depth]`.
+
+        Returns:
+            Rows in the order of the text, `[k, most, hidden]`, zero behind the last one; and the
+            tokens, int64 `[k, most]`, `NO_TOKEN` behind the last one. Codes that are no names have
+            a row and no token.
         """
-        if tokens is not None:
-            self.named.fill_(NO_TOKEN)
-            self.named[1 : len(tokens) + 1] = tokens.to(self.named)
-        codes = (self.named != NO_TOKEN).nonzero().squeeze(-1)
-        table, named = self._embeddings[0].detach(), self.named[codes]
-        self.rows.zero_()
-        self.rows[0, codes] = table[named.to(table.device)].to(self.rows) - self.mean_embedding
-        self.names.zero_()
-        self.names[named] = codes
+        if self.lexicon is None:
+            return self.rows_of(codes), torch.full_like(codes, NO_TOKEN)
+        return self.lexicon.words_of(codes, self.mean_embedding)
+
+    def cut(self, ids: Tensor, breaks: Sequence[Set[int]] | None = None) -> Tensor | None:
+        """Where the phrases of some texts start.
+
+        Args:
+            ids: Tokens, int64 `[batch, n]`.
+            breaks: Of each text, places that no phrase reaches across.
+
+        Returns:
+            bool `[batch, n]`, on the CPU; None where codes are no names.
+        """
+        return None if self.lexicon is None else self.lexicon.cut(ids, breaks)
 
     # -- from tokens to latents ---------------------------------------------------------------
 
@@ -224,8 +227,8 @@ class Codebook(nn.Module):
         wanted = latents.float() - self.mean_embedding
         if not choose.copies_gradient:
             rows, codes = self._relaxed(wanted, depth, choose, generator)
-        elif self.config.named and wording is not None:
-            codes = self._named_first(wanted.detach(), depth, choose, wording)
+        elif self.lexicon is not None and wording is not None:
+            codes = self._named_first(self.lexicon, wanted.detach(), depth, choose, wording)
             wording = None  # in its order already
         else:
             codes = self._choose(wanted.detach(), depth, choose)
@@ -270,19 +273,6 @@ class Codebook(nn.Module):
         return self._choose(latents.float() - self.mean_embedding, depth, NearestCode())
 
     @torch.no_grad()
-    def said(self, latents: Tensor) -> Tensor:
-        """The part of latents that their nearest codes say, from the mean of text.
-
-        Args:
-            latents: `[..., hidden]`.
-
-        Returns:
-            Sum of rows, `[..., hidden]`.
-        """
-        codes = self._choose(latents - self.mean_embedding, self.config.depth, NearestCode())
-        return self.rows_of(codes).sum(-2)
-
-    @torch.no_grad()
     def _choose(self, residual: Tensor, depth: int, choose: Quantiser) -> Tensor:
         """Codes `[..., depth]` of residuals, without a gradient."""
         left, codes = residual.clone(), []
@@ -300,31 +290,29 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _named_first(
-        self, wanted: Tensor, depth: int, choose: Quantiser, wording: Wording
+        self, lexicon: Lexicon, wanted: Tensor, depth: int, choose: Quantiser, wording: Wording
     ) -> Tensor:
         """Codes `[batch, k, depth]` of latents whose text is known, in its order."""
         n = wording.ids.shape[1]
-        names = self.names[wording.ids]
-        found = name_tokens(names, wording.ends, wording.surprisal, depth=depth)
+        names, starts = lexicon.named_at(wording.ids, wording.ends)
+        found = name_phrases(names, starts, wording.ends, wording.surprisal, depth=depth)
         deviations = wording.tokens.float() - self.mean_embedding
         unsaid = weights_in_text(self.place_logits, wording.ends, n) * ~found.chosen.unsqueeze(1)
         left = wanted - unsaid @ deviations - self.rows_of(found.codes).sum(-2)
         free = found.codes == SILENT
-        more = self._pursued(left, free.any(-1), depth, choose)
+        worth = left.square().sum(-1) >= lexicon.shortest(self.mean_embedding) / 4
+        more = self._pursued(left, free.any(-1) & worth, depth, choose)
         codes = torch.where(free, more.gather(-1, (free.cumsum(-1) - 1).clamp_min(0)), found.codes)
         places = self._places(codes, wording.tokens, wording.ends)
         places = torch.where(free, places, found.places).masked_fill(codes == SILENT, n)
         return codes.gather(-1, places.argsort(dim=-1, stable=True))
 
-    def _pursued(self, left: Tensor, free: Tensor, depth: int, choose: Quantiser) -> Tensor:
-        """Codes `[batch, k, depth]` for what is left, where there is a stage for it.
+    def _pursued(self, left: Tensor, worth: Tensor, depth: int, choose: Quantiser) -> Tensor:
+        """Codes `[batch, k, depth]` for what is left, where it is worth a look at the table.
 
-        Silence is nearest to what is shorter than half of the shortest row: most slots need no look
-        at the table. Row by row, for a pass must not tell what else is in it.
+        Silence is nearest to what is shorter than half of the shortest row. Row by row, for a pass
+        must not tell what else is in it.
         """
-        energy = self.rows[0].square().sum(-1)
-        shortest = energy.masked_fill(energy == 0, torch.inf).amin()
-        worth = free & (left.square().sum(-1) >= shortest / 4)
         codes = torch.full((*left.shape[:-1], depth), SILENT, device=left.device)
         for row, places in enumerate(worth):
             if bool(places.any()):
@@ -377,6 +365,8 @@ class Codebook(nn.Module):
 
     def rows_of(self, codes: Tensor) -> Tensor:
         """Rows of codes, `[..., depth, hidden]`; nothing for silence."""
+        if self.lexicon is not None:
+            return self.lexicon.rows_of(codes, self.mean_embedding)
         # One lookup for all stages: each would make a gradient as large as the table.
         flat = codes
         if not self.config.shared:
@@ -396,4 +386,6 @@ class Codebook(nn.Module):
         Returns:
             `[size, hidden]`.
         """
+        if self.lexicon is not None:
+            return self.lexicon.table(self.mean_embedding)
         return self.rows[0 if self.config.shared else stage]

@@ -53,7 +53,7 @@ class CodecConfig:
 
     Attributes:
         depth: Residual stages, codes per symbol (1 to 8).
-        size: Codes per stage (2 to 32,768).
+        size: Codes per stage (2 to 65,536).
         writer_layers: How many of the base's first layers the writer runs. 0 means all of them.
         lora_rank: Rank of every adapter.
         lora_alpha: Scale numerator of every adapter.

@@ -21,7 +21,7 @@ from zcontext.layouts import SpanLayout, embed_symbols, lay_out, lay_span, span_
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.text_feed import TextFeed
-from zcontext.tokenization import decoded, text_tokenizer
+from zcontext.tokenization import decoded, special_ids, text_tokenizer
 from zcontext.vocabulary import Symbols
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Restorable = ZDocument | ZSpan | Symbols
+_Reading = Prefill | tuple[int, ...] | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,12 @@ class _Job:
     """One text to be read back.
 
     Attributes:
-        rows: A prompt for each span, or its text.
+        rows: A prompt for each span, or its tokens where the codes spell them out, or its text.
         errata: Of each span; empty if there are none at all.
         text_sha256: What the text must be; None if that is not known.
     """
 
-    rows: tuple[Prefill | str, ...]
+    rows: tuple[_Reading, ...]
     errata: tuple[Errata, ...] = ()
     text_sha256: str | None = None
 
@@ -81,6 +82,7 @@ class ZDecompressor:
             )
         self.model = model
         self._batch_size = batch_size
+        self._special = special_ids(model.tokenizer)
 
     def decompress(
         self,
@@ -170,12 +172,15 @@ class ZDecompressor:
         chosen = (settings or GenerationSettings()).replace(stop=())
         return self._exact_stream(job, chosen) if job.errata else self._stream(job.rows, chosen)
 
-    def _stream(self, rows: Sequence[Prefill | str], settings: GenerationSettings) -> Iterator[str]:
+    def _stream(self, rows: Sequence[_Reading], settings: GenerationSettings) -> Iterator[str]:
         feed = TextFeed(self.model.tokenizer)
         for row in rows:
             if isinstance(row, str):
                 yield feed.finish() + row
                 feed = TextFeed(self.model.tokenizer)
+                continue
+            if isinstance(row, tuple):
+                yield from filter(None, map(feed.push, row))
                 continue
             decoding = Decoding(self.model, "decompress", [row], settings=settings)
             while not decoding.done:
@@ -191,8 +196,10 @@ class ZDecompressor:
             if isinstance(row, str):
                 text = row
             else:
-                (made,) = generate(self.model, "decompress", [row], settings=settings)
-                text = errata.apply(decoded(self.model.tokenizer, made.ids))
+                if isinstance(row, Prefill):
+                    (made,) = generate(self.model, "decompress", [row], settings=settings)
+                    row = made.ids
+                text = errata.apply(decoded(self.model.tokenizer, row))
             digest.update(text.encode("utf-8", "replace"))
             if text:
                 yield text
@@ -216,7 +223,9 @@ class ZDecompressor:
             ids.update((place, r.ids) for place, r in zip(together, results, strict=True))
         texts = []
         for at, job in enumerate(jobs):
-            made = [row if isinstance(row, str) else ids[at, n] for n, row in enumerate(job.rows)]
+            made = [
+                ids[at, n] if isinstance(row, Prefill) else row for n, row in enumerate(job.rows)
+            ]
             text = self._text(made, job.errata)
             if job.errata:
                 job.check(sha256(text.encode("utf-8", "replace")).hexdigest())
@@ -244,14 +253,15 @@ class ZDecompressor:
         self, document: Restorable, n_tokens: int | None, settings: GenerationSettings | None
     ) -> _Job:
         """What is to be read, with its errata, checked."""
-        rows = self._rows(document, n_tokens)
+        sampled = settings is not None and settings.temperature > 0
+        rows = self._rows(document, n_tokens, sampled=sampled)
         spans: tuple[ZSpan, ...] = ()
         if not isinstance(document, Symbols):
             spans = document.spans if isinstance(document, ZDocument) else (document,)
         exact = isinstance(document, ZDocument) and document.exact and bool(spans)
         if not exact and not any(span.errata for span in spans):
             return _Job(tuple(rows))
-        if settings is not None and settings.temperature > 0:
+        if settings is not None and sampled:
             raise ConfigError(
                 f"temperature={settings.temperature} samples text, and errata correct the text "
                 "that greedy decoding gives: leave it at 0, or decompress the bare symbols",
@@ -262,17 +272,12 @@ class ZDecompressor:
             Errata.from_bytes(span.errata, n_tokens=len(span.tokens)) if span.errata else Errata()
             for span in spans
         )
-        corrected = tuple(
-            row
-            if isinstance(row, str)
-            else dataclasses.replace(row, corrections={**row.corrections, **dict(e.tokens)})
-            for row, e in zip(rows, errata, strict=True)
-        )
+        corrected = tuple(_corrected(row, e) for row, e in zip(rows, errata, strict=True))
         if isinstance(document, ZDocument) and exact:
             return _Job(corrected, errata, document.text_sha256)
         return _Job(corrected, errata)
 
-    def _rows(self, document: Restorable, n_tokens: int | None) -> list[Prefill | str]:
+    def _rows(self, document: Restorable, n_tokens: int | None, *, sampled: bool) -> list[_Reading]:
         """One prompt per span, or its text; checked."""
         model, vocabulary = self.model, self.model.vocabulary
         if not isinstance(document, Symbols) and n_tokens is not None:
@@ -295,21 +300,25 @@ class ZDecompressor:
                 )
             vocabulary.check(document.symbols)
             layouts = zip(document.spans, span_layouts(model, document), strict=True)
-            return [self._span_row(span, layout) for span, layout in layouts]
+            return [self._span_row(span, layout, sampled=sampled) for span, layout in layouts]
         if isinstance(document, ZSpan) and document.is_literal:
             return [document.literals[0].text]
         nothing = Symbols((), vocabulary.size, vocabulary.tag)
         if isinstance(document, ZSpan):
             vocabulary.check(document.symbols)
-            return [self._span_row(document, lay_span(model, nothing, document))]
+            layout = lay_span(model, nothing, document)
+            return [self._span_row(document, layout, sampled=sampled)]
         vocabulary.check(document)
         if n_tokens is None and not len(document):
             return []
         layout = lay_out(model, nothing, document, n_tokens or round(DEFAULT_RATIO * len(document)))
         return [self._row(layout, forced=n_tokens is not None)]
 
-    def _span_row(self, span: ZSpan, layout: SpanLayout) -> Prefill | str:
-        """The prompt of a span, whose literals stand in its text whatever the model says."""
+    def _span_row(self, span: ZSpan, layout: SpanLayout, *, sampled: bool) -> _Reading:
+        """The prompt of a span, whose literals stand in its text whatever the model says.
+
+        What the codes spell out is certain, and costs no pass of the model.
+        """
         if span.is_literal:
             return span.literals[0].text
         row = self._row(layout, forced=True)
@@ -324,6 +333,12 @@ class ZDecompressor:
                     "tokenizer. Compress the source text again"
                 )
             known.update(zip(range(literal.tokens.start, literal.tokens.end), ids, strict=True))
+        if layout.voices is not None and not sampled:
+            spelled = layout.voices.spelled()
+            tokens = [known.get(at, token) for at, token in enumerate(spelled)]
+            found = tuple(token for token in tokens if token is not None)
+            if len(found) == len(tokens) and self._special.isdisjoint(found):
+                return found
         return dataclasses.replace(row, corrections=known)
 
     def _row(self, layout: SpanLayout, *, forced: bool) -> Prefill:
@@ -337,3 +352,13 @@ class ZDecompressor:
             forced=forced,
             voices=layout.voices,
         )
+
+
+def _corrected(row: _Reading, errata: Errata) -> _Reading:
+    """A reading whose wrong tokens are replaced."""
+    if isinstance(row, str):
+        return row
+    if isinstance(row, tuple):
+        right = dict(errata.tokens)
+        return tuple(right.get(at, token) for at, token in enumerate(row))
+    return dataclasses.replace(row, corrections={**row.corrections, **dict(errata.tokens)})

@@ -87,6 +87,7 @@ def place_runs(
     n_slots: int,
     *,
     depth: int | None = None,
+    starts: Tensor | None = None,
 ) -> list[Tensor]:
     """Where the symbols of some runs of tokens are written, none reaching across two.
 
@@ -96,16 +97,20 @@ def place_runs(
         runs: As `runs_of` gives them; any of them.
         n_slots: Symbols of all; one for each token of a fine run, and for each other run, at least.
         depth: Codes per symbol; None means the codec's own.
+        starts: Where phrases start, none reaching across two runs, bool `[1, n]`; None takes every
+            token for itself.
 
     Returns:
         Per run the last token of every segment, int64, on the CPU.
     """
     bits = [surprisal[start:end].detach().cpu() for start, end, _ in runs]
     shares = share_slots(bits, n_slots, whole=[is_fine for *_, is_fine in runs])
-    return [
-        place_symbols(config, row.unsqueeze(0), share, depth=depth)[0] + start
-        for row, share, (start, *_) in zip(bits, shares, runs, strict=True)
-    ]
+    placed = []
+    for row, share, (start, end, _) in zip(bits, shares, runs, strict=True):
+        own = None if starts is None else starts[:, start:end]
+        rows = row.unsqueeze(0)
+        placed.append(place_symbols(config, rows, share, depth=depth, starts=own)[0] + start)
+    return placed
 
 
 def runs_of(fine: Tensor, edges: Sequence[int] = ()) -> list[tuple[int, int, bool]]:

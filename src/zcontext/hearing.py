@@ -35,6 +35,20 @@ class Voices:
     lanes: Lanes
     owner: tuple[int, ...]
 
+    def spelled(self) -> list[int | None]:
+        """Every token that the codes spell out; None where they do not."""
+        lanes = self.lanes.spelled.tolist()
+        places = [0] * len(lanes)
+        tokens: list[int | None] = []
+        for lane in self.owner:
+            if lane == NOBODY:
+                tokens.append(None)
+                continue
+            token = lanes[lane][places[lane]]
+            places[lane] += 1
+            tokens.append(token if token >= 0 else None)
+        return tokens
+
 
 class Hearing:
     """One channel on one model.
@@ -96,7 +110,8 @@ class Hearing:
             The lanes.
         """
         weights = weights_of_places(self._codebook.place_logits, lengths)
-        return self.channel.listen(self._codebook.rows_of(codes), lengths, weights)
+        rows, named = self._codebook.words_of(codes)
+        return self.channel.listen(rows, lengths, weights, named=named)
 
     def weigh(self, scores: Tensor, lanes: Lanes) -> Tensor:
         """Odds of the next token of every lane.

@@ -1,8 +1,8 @@
-"""Where a codec cuts a text, and which tokens of a segment its codes name outright.
+"""Where a codec cuts a text, and which phrases of a segment its codes name outright.
 
-Where every code of a table is a token, a segment of no more tokens than a symbol has codes can be
-said without loss. Of a longer one the tokens are named that a reader would not guess. What this
-module does not know: tables of codes, latents, models.
+Where every code of a table is a token or a run of tokens (a phrase, `phrases.py`), a segment of no
+more phrases than a symbol has codes can be said without loss. Of a longer one the phrases are named
+that a reader would not guess. What this module does not know: tables of codes, latents, models.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Wording:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Tokens that are named.
+    """Phrases that are named.
 
     Attributes:
         codes: Their codes in the order of the text, int64 `[batch, k, depth]`; 0 where there is
-            none: no token is left, or the token has no code of its own.
-        places: Where in the text each stands, `[batch, k, depth]`; n behind the last.
+            none: no phrase is left, or a token has no code of its own.
+        places: Where in the text each starts, `[batch, k, depth]`; n behind the last.
         chosen: Whether a token is to be said, with or without a code of its own, `[batch, n]`.
     """
 
@@ -50,7 +50,12 @@ class Named:
 
 
 def place_symbols(
-    config: CodecConfig, surprisal: Tensor, n_slots: int, *, depth: int | None = None
+    config: CodecConfig,
+    surprisal: Tensor,
+    n_slots: int,
+    *,
+    depth: int | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor:
     """Where the symbols of some texts are written: `place_slots` as a codec needs it.
 
@@ -59,20 +64,38 @@ def place_symbols(
         surprisal: Bits per token, `[batch, n]`.
         n_slots: Symbols of each text, 1 to n.
         depth: Codes per symbol; None means the codec's own.
+        starts: Where phrases start, bool `[batch, n]`; no segment ends within one, as long as there
+            are as many as slots. None takes every token for itself.
 
     Returns:
         Last token of every segment, int64 `[batch, n_slots]`, on the CPU.
     """
     n_names = (depth or config.depth) if config.named else None
     rows = surprisal.detach().cpu()
-    return torch.stack([place_slots(row, n_slots, n_names=n_names) for row in rows])
+    if starts is None:
+        return torch.stack([place_slots(row, n_slots, n_names=n_names) for row in rows])
+    pairs = zip(rows, starts.cpu(), strict=True)
+    return torch.stack([_place_phrases(*pair, n_slots, n_names=n_names) for pair in pairs])
 
 
-def name_tokens(names: Tensor, ends: Tensor, surprisal: Tensor, *, depth: int) -> Named:
-    """Name the most surprising tokens of every segment.
+def _place_phrases(
+    surprisal: Tensor, starts: Tensor, n_slots: int, *, n_names: int | None
+) -> Tensor:
+    last = torch.cat([starts[1:], starts.new_ones(1)]).nonzero().squeeze(-1)
+    if len(last) < n_slots:
+        return place_slots(surprisal, n_slots, n_names=n_names)
+    bits = _bits_of_phrases(surprisal.unsqueeze(0), starts.unsqueeze(0))[0, last]
+    return last[place_slots(bits, n_slots, n_names=n_names)]
+
+
+def name_phrases(
+    names: Tensor, starts: Tensor, ends: Tensor, surprisal: Tensor, *, depth: int
+) -> Named:
+    """Name the most surprising phrases of every segment.
 
     Args:
-        names: Code of each token, 0 for none, int64 `[batch, n]`.
+        names: Code of the phrase that starts at each token, 0 for none, int64 `[batch, n]`.
+        starts: Where phrases start, bool `[batch, n]`; none reaches across two segments.
         ends: Last token of every segment, `[batch, k]`; tokens behind the last belong to none.
         surprisal: Bits per token, `[batch, n]`; of equals the earlier is named.
         depth: Codes per symbol.
@@ -83,7 +106,8 @@ def name_tokens(names: Tensor, ends: Tensor, surprisal: Tensor, *, depth: int) -
     batch, n = names.shape
     k = ends.shape[1]
     owner = segment_of(ends, n)
-    chosen = (_ranks(owner, surprisal) < depth) & (owner < k)
+    bits = _bits_of_phrases(surprisal, starts).masked_fill(~starts, -torch.inf)
+    chosen = starts & (_ranks(owner, bits) < depth) & (owner < k)
     count = chosen.long().cumsum(-1) - chosen.long()
     stage = count - count.gather(-1, torch.searchsorted(owner, owner))
     slot = torch.where(chosen, owner * depth + stage, k * depth)  # one more, for the others
@@ -91,11 +115,28 @@ def name_tokens(names: Tensor, ends: Tensor, surprisal: Tensor, *, depth: int) -
     places = torch.full_like(codes, n)
     places = places.scatter(-1, slot, torch.arange(n, device=slot.device).expand_as(slot))
     shape = (batch, k, depth)
-    return Named(codes[:, :-1].reshape(shape), places[:, :-1].reshape(shape), chosen)
+    said = chosen.gather(-1, _start_of_phrase(starts))
+    return Named(codes[:, :-1].reshape(shape), places[:, :-1].reshape(shape), said)
+
+
+def _start_of_phrase(starts: Tensor) -> Tensor:
+    """Where the phrase of each token starts, `[batch, n]`."""
+    places = torch.arange(starts.shape[-1], device=starts.device)
+    return torch.where(starts, places, 0).cummax(-1).values
+
+
+def _bits_of_phrases(surprisal: Tensor, starts: Tensor) -> Tensor:
+    """Bits of the whole phrase that each token is in, float64 `[batch, n]`."""
+    upto = torch.nn.functional.pad(surprisal.double().cumsum(-1), (1, 0))
+    n = starts.shape[-1]
+    places = torch.arange(n, device=starts.device)
+    coming = torch.where(starts, places, n).flip(-1).cummin(-1).values.flip(-1)
+    end = torch.nn.functional.pad(coming[..., 1:], (0, 1), value=n)
+    return upto.gather(-1, end) - upto.gather(-1, _start_of_phrase(starts))
 
 
 def _ranks(owner: Tensor, surprisal: Tensor) -> Tensor:
-    """How many tokens of its segment are more surprising than each, `[batch, n]`."""
+    """How many of its segment are more surprising than each, `[batch, n]`."""
     order = surprisal.argsort(dim=-1, descending=True, stable=True)
     order = order.gather(-1, owner.gather(-1, order).argsort(dim=-1, stable=True))
     grouped = owner.gather(-1, order)

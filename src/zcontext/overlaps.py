@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from zcontext.codebook import SILENT
 from zcontext.config import DEFAULT_RATIO, MAX_RATIO, MIN_RATIO
 from zcontext.errors import ConfigError
+from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
 from zcontext.windows import Extent, WindowPlan
 from zcontext.writing import WindowTask, WindowWriter, Written

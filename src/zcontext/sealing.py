@@ -14,10 +14,11 @@ from torch import Tensor
 
 from zcontext.adapters import RoleAdapters
 from zcontext.channel import Channel
-from zcontext.codebook import NO_TOKEN, Codebook
+from zcontext.codebook import Codebook
 from zcontext.composer import Composer
 from zcontext.config import ROLES, CodecConfig, Role
 from zcontext.focus import Focus
+from zcontext.lexicon import NO_TOKEN
 
 STORAGE = torch.float16
 PARTS = ("codebook", *ROLES)
@@ -29,6 +30,8 @@ DIGESTED = ("codebook", "compress", "decompress")
 """Parts that give a stored symbol its meaning, with the channel where there is one. INFER only
 reads symbols; the autoregressive writer chooses others for a text, which mean what the codebook and
 DECOMPRESS say all the same."""
+
+_NAMED = "lexicon.named"
 
 _RECIPE = 1
 """Counted up when the same numbers come to mean something else."""
@@ -49,8 +52,9 @@ def part_state(codebook: Codebook, adapters: RoleAdapters, part: str) -> dict[st
         codebook.state_dict() if part == "codebook" else dict(adapters.named_parameters(part))  # type: ignore[arg-type]
     )
     stored = {n: t.detach().to("cpu", STORAGE).contiguous() for n, t in state.items()}
-    if part == "codebook" and codebook.config.named:
-        stored["named"] = codebook.named.to("cpu", torch.int32)
+    if part == "codebook" and codebook.lexicon is not None:
+        del stored[_NAMED]
+        stored["named"] = codebook.lexicon.named.to("cpu", torch.int32)
     elif part == "codebook":
         stored["rows"], stored["row_scale"] = _in_bytes(codebook.rows.detach().cpu())
     return stored
@@ -70,12 +74,13 @@ def load_codebook(codebook: Codebook, stored: dict[str, Tensor]) -> None:
     state = {n: t.float() for n, t in stored.items() if n != "row_scale"}
     if "row_scale" in stored:
         state["rows"] = stored["rows"].float() * stored["row_scale"].float()
+    if "named" in state:
+        state[_NAMED] = state.pop("named")
     codebook.load_state_dict(state)
-    if codebook.config.named:
-        n_tokens, named = len(codebook.names), codebook.named
+    if codebook.lexicon is not None:
+        named, n_tokens = codebook.lexicon.named, codebook.lexicon.n_tokens
         if bool(((named < NO_TOKEN) | (named >= n_tokens)).any()):
             raise RuntimeError(f"its codes name tokens beyond the base's {n_tokens:,}")
-        codebook.name()
 
 
 def _in_bytes(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zcontext.codebook import SILENT, Codebook
+from zcontext.codebook import Codebook
 from zcontext.composer import Composer
+from zcontext.lexicon import SILENT
 from zcontext.relaxation import gumbel_noise
 
 Noise = Sequence[Tensor]

@@ -17,7 +17,7 @@ from zcontext.errors import CodecMismatchError, UnknownSymbolError, VocabularyEr
 from zcontext.packing import code_width, pack_codes, unpack_codes
 
 MIN_SIZE: Final = 2
-MAX_SIZE: Final = 32_768
+MAX_SIZE: Final = 65_536
 MAX_DEPTH: Final = 8
 
 _TAG = re.compile(r"[0-9a-f]{4}\Z")

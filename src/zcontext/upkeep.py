@@ -5,10 +5,14 @@ What it does not know: how symbols are written or read, the loop that trains the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from zcontext.codebook import SILENT, Codebook
+from zcontext.codebook import Codebook
+from zcontext.lexicon import SILENT
+from zcontext.phrases import Phrase
 from zcontext.relaxation import squared_distances
 
 
@@ -63,7 +67,8 @@ def restart_dead(
     residual = latents.float() - codebook.mean_embedding
     restarted = 0
     if codebook.config.shared:  # one table: its dead codes take over what all stages leave
-        residual = residual - codebook.said(latents.float())
+        codes = codebook.nearest(latents, depth=codebook.config.depth)
+        residual = residual - codebook.rows_of(codes).sum(-2)
     for table in range(len(codebook.rows)):
         mean = codebook.usage[table].mean()
         unused = codebook.usage[table] < threshold * mean
@@ -80,7 +85,12 @@ def restart_dead(
 
 
 @torch.no_grad()
-def start_from_tokens(codebook: Codebook, token_embeddings: Tensor, counts: Tensor) -> float:
+def start_from_tokens(
+    codebook: Codebook,
+    token_embeddings: Tensor,
+    counts: Tensor,
+    phrases: Sequence[Phrase] = (),
+) -> float:
     """Start a shared table from the commonest tokens: symbols are then sums of tokens.
 
     A reader understands such sums before it has learned anything, and six of them leave half
@@ -90,21 +100,25 @@ def start_from_tokens(codebook: Codebook, token_embeddings: Tensor, counts: Tens
         codebook: Changed in place.
         token_embeddings: Table of the base, `[vocab, hidden]`.
         counts: How often each token occurs in text, `[at most vocab]`.
+        phrases: Runs of tokens that get the codes left over by the tokens, where codes are names.
 
     Returns:
         Share of the text whose tokens have a code of their own.
     """
     centre(codebook, token_embeddings, counts)
-    common = counts.argsort(descending=True, stable=True)[: codebook.config.size - 1]
-    if codebook.config.named:
-        codebook.name(common)
+    n_codes = codebook.config.size - 1
+    whole = torch.zeros(len(token_embeddings)).index_copy(0, torch.arange(len(counts)), counts)
+    common = whole.argsort(descending=True, stable=True)[:n_codes]
+    if codebook.lexicon is not None:
+        found = [*((token,) for token in common.tolist()), *phrases]
+        codebook.lexicon.name(found[:n_codes])
     else:
         rows = token_embeddings.detach()[common.to(token_embeddings.device)].to(codebook.rows)
         codebook.rows.zero_()
         codebook.rows[0, 1 : len(common) + 1] = rows - codebook.mean_embedding
     codebook.offset.copy_(codebook.mean_embedding)
     codebook.usage.fill_(1.0)
-    return float(counts[common].sum() / counts.sum())
+    return float(whole[common].sum() / whole.sum())
 
 
 @torch.no_grad()

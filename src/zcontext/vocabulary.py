@@ -2,9 +2,9 @@ r"""Symbols, how they are written in text, and how user text is kept from spelli
 
 The written form of one symbol of depth 2 is ``[|z3f9a:0C7V|]``: four hex digits of the codec's
 digest, then the codes, each in fixed-width base 32 (Crockford's alphabet; two characters up to
-size 1,024, three up to 32,768). It is ASCII without ``<>&{}"'\`` and symbols are joined by one
-space, so it survives templates, JSON, XML chat buffers, `repr` and text splitters. The mark inside
-is a colon because sentence splitters cut long runs at any ``.``, ``,`` or ``;``.
+size 1,024, three up to 32,768, four beyond). It is ASCII without ``<>&{}"'\`` and symbols are
+joined by one space, so it survives templates, JSON, XML chat buffers, `repr` and text splitters.
+The mark inside is a colon because sentence splitters cut long runs at any ``.``, ``,`` or ``;``.
 
 Floor 0, standard library only. This module knows what symbols look like, never what they mean.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, product
 from typing import Final, Literal
 
 from zcontext.errors import (
@@ -77,13 +78,15 @@ def has_symbols(text: str) -> bool:
     return "[|z" in text and _SYMBOL.search(text) is not None
 
 
+def _width(size: int) -> int:
+    """Characters of a code."""
+    return 2 if size <= 32**2 else 3 if size <= 32**3 else 4
+
+
 @lru_cache(maxsize=8)
 def _digits(size: int) -> tuple[list[str], dict[str, int]]:
     """Spelling of every code of a codec, and back."""
-    if size <= len(_ALPHABET) ** 2:
-        spelled = [a + b for a in _ALPHABET for b in _ALPHABET][:size]
-    else:
-        spelled = [a + b + c for a in _ALPHABET for b in _ALPHABET for c in _ALPHABET][:size]
+    spelled = ["".join(digits) for digits in islice(product(_ALPHABET, repeat=_width(size)), size)]
     return spelled, {text: code for code, text in enumerate(spelled)}
 
 
@@ -269,7 +272,7 @@ class ZVocabulary:
                 "text again."
             )
         values = _digits(self.size)[1]
-        width = 2 if self.size <= len(_ALPHABET) ** 2 else 3
+        width = _width(self.size)
         if len(payload) % width == 0 and len(payload) <= width * self.depth:
             spelled = [payload[k : k + width] for k in range(0, len(payload), width)]
             if all(map(values.__contains__, spelled)):

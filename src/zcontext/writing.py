@@ -215,9 +215,11 @@ class WindowWriter:
     def _place(self, bits: Tensor, task: WindowTask) -> _Slots:
         """Slots of a target, under the surprisal of its tokens, `[n]`."""
         n = len(bits)
+        target = torch.tensor([task.ids[task.start :]])
+        cut = self.model.codebook.cut
         if not task.literals and task.fine is None:
             n_slots = task.take(bits)
-            return _Slots(self._placed(bits, n_slots, task), n)
+            return _Slots(self._placed(bits, n_slots, task, starts=cut(target)), n)
         free = torch.tensor(free_places(task))
         n_slots = task.take(bits[free])
         fine = torch.zeros(n, dtype=torch.bool) if task.fine is None else task.fine
@@ -228,7 +230,8 @@ class WindowWriter:
             # Too few for every run to have its own: segments reach across.
             places = free[self._placed(bits[free], n_slots, task)]
             return _Slots(places, n)
-        placed = place_runs(self.model.config, bits, runs, n_slots, depth=task.depth)
+        starts = cut(target, [{start for start, *_ in runs} | set(edges)])
+        placed = place_runs(self.model.config, bits, runs, n_slots, depth=task.depth, starts=starts)
         ends: list[int] = []
         dropped: list[int] = []
         for (a, *_), found in zip(runs, placed, strict=True):
@@ -239,10 +242,13 @@ class WindowWriter:
             ends += found.tolist()
         return _Slots(torch.tensor(ends), n, frozenset(dropped))
 
-    def _placed(self, bits: Tensor, n_slots: int, task: WindowTask) -> Tensor:
+    def _placed(
+        self, bits: Tensor, n_slots: int, task: WindowTask, *, starts: Tensor | None = None
+    ) -> Tensor:
         if not n_slots:
             return torch.zeros(0).long()
-        return place_symbols(self.model.config, bits.unsqueeze(0), n_slots, depth=task.depth)[0]
+        rows = bits.unsqueeze(0)
+        return place_symbols(self.model.config, rows, n_slots, depth=task.depth, starts=starts)[0]
 
     def _write(
         self, state: ReadState, tasks: Sequence[WindowTask], ends: Sequence[Tensor]

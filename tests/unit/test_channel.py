@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,17 +15,19 @@ from torch import nn
 
 from tiny import tiny_base, tiny_z
 from zcontext.bundle import load_bundle, save_bundle
-from zcontext.channel import Channel, Lanes
+from zcontext.channel import TRUST, Channel, Lanes
 from zcontext.compressor import ZCompressor
-from zcontext.config import CodecConfig, CompressSettings
+from zcontext.config import CodecConfig, CompressSettings, GenerationSettings
 from zcontext.errors import BundleError, ConfigError
 from zcontext.fidelity import measure_fidelity, overall_fidelity, read_span
 from zcontext.hearing import Hearing, Track, heard, segment_edges
 from zcontext.layouts import lay_out, span_layouts
 from zcontext.model import ZLanguageModel
+from zcontext.phrases import Phrase
 from zcontext.pooling import weights_of_places
 from zcontext.readers import ZDecompressor
 from zcontext.segmentation import segment_of
+from zcontext.tokenization import text_tokenizer
 from zcontext.upkeep import start_from_tokens
 from zcontext.vocabulary import Symbols
 from zcontext.windows import Extent
@@ -46,15 +50,15 @@ def with_channel(*, seed: int = 0, trained: bool = True) -> ZLanguageModel:
     return model
 
 
-def spelling_model() -> ZLanguageModel:
-    """A codec whose codes are tokens, and a channel that trusts nothing but their fit."""
+def spelling_model(*, phrases: Sequence[Phrase] = ()) -> ZLanguageModel:
+    """A codec whose codes are tokens and phrases, and a channel that trusts only their fit."""
     base = tiny_base()
     config = CodecConfig(
         depth=4, size=300, shared=True, named=True, writer_layers=2, lora_rank=4, window=64
     )
     model = ZLanguageModel.create(base, config)
     table = base.model.get_input_embeddings().weight.detach()
-    start_from_tokens(model.codebook, table, torch.ones(len(table)))
+    start_from_tokens(model.codebook, table, torch.ones(len(table)), phrases)
     channel = model.add_channel()
     deviations = table - model.codebook.mean_embedding
     with torch.no_grad():
@@ -127,7 +131,7 @@ def test_what_is_left_never_grows() -> None:
 def test_a_code_is_used_up_by_the_token_it_says() -> None:
     model = spelling_model()
     hearing = Hearing(model)
-    rows, table = model.codebook.rows[0].detach(), model.base.model.get_input_embeddings().weight
+    rows, table = model.codebook.table(0), model.base.model.get_input_embeddings().weight
     deviations = table.detach() - model.codebook.mean_embedding
     code_of = {t: int((rows - deviations[t]).square().sum(-1).argmin()) for t in (40, 50, 60)}
     codes = torch.tensor([[code_of[40], code_of[50], code_of[60], 0]])
@@ -161,6 +165,26 @@ def test_scores_are_numbers_and_what_is_barred_stays_barred(lengths: list[int], 
     found = Hearing(model).weigh(scores, lanes_of(model, lengths, seed=seed))
     assert torch.equal(found.isinf(), scores.isinf())
     assert not bool(found.isnan().any())
+
+
+def test_what_codes_spell_out_is_said_whatever_is_foreseen() -> None:
+    model = spelling_model(phrases=[(7, 8, 7)])
+    assert model.codebook.lexicon is not None
+    phrase = model.codebook.lexicon.codes[7, 8, 7]
+    hearing = Hearing(model)
+    codes = torch.tensor([[phrase, 91, 0, 0], [8, 91, 0, 0], [phrase, 0, 0, 0]])
+    lanes = hearing.lanes(codes, torch.tensor([4, 4, 3]))  # the second names 2 tokens of 4
+    assert lanes.spelled.tolist() == [[7, 8, 7, 90], [-1] * 4, [7, 8, 7, -1]]
+    scores = torch.zeros(3, model.base_vocab)
+    scores[:, 200] = 30.0
+    odds = hearing.weigh(scores, lanes).log_softmax(-1).exp()
+    assert odds[0, 7] >= TRUST
+    assert odds[2, 7] >= TRUST
+    assert float(odds[0].sum()) == pytest.approx(1.0)
+    hearing.take(lanes, torch.tensor([200, 200, 200]))  # another token was forced
+    assert hearing.weigh(scores, lanes).argmax(-1).tolist()[::2] == [8, 8]
+    scores[0, 8] = -torch.inf  # what is barred stays barred
+    assert math.isinf(float(hearing.weigh(scores, lanes)[0, 8]))
 
 
 def test_lanes_do_not_see_each_other() -> None:
@@ -282,6 +306,33 @@ def test_codes_that_are_tokens_are_spelled_by_the_channel_alone() -> None:
     del model.channel
     model.channel = None
     assert reader.decompress(document) != TEXT
+
+
+def test_a_text_that_is_spelled_out_needs_no_pass_of_the_model(monkeypatch) -> None:
+    tokens = text_tokenizer(tiny_base().tokenizer)
+    model = spelling_model(phrases=[tuple(tokens.ids(piece)) for piece in (TEXT[3:6], " th")])
+    compressor, reader = ZCompressor(model), ZDecompressor(model)
+    document = compressor.compress(TEXT, ratio=2.0)
+    exact = compressor.compress(TEXT, settings=CompressSettings(ratio=2.0, exact=True))
+    protecting = CompressSettings(ratio=2.0, protect=("numbers",))
+    kept = compressor.compress(f"{TEXT} 1234", settings=protecting)
+    bare = reader.decompress(document.symbols, n_tokens=len(TEXT.encode()))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr("zcontext.decompressor.generate", refuse)
+    monkeypatch.setattr("zcontext.decompressor.Decoding", refuse)
+    assert reader.decompress(document) == TEXT
+    assert "".join(reader.stream(document)) == TEXT
+    assert reader.decompress(exact) == TEXT
+    assert "".join(reader.stream(exact)) == TEXT
+    assert reader.decompress(kept) == f"{TEXT} 1234"
+    assert bare != TEXT  # where segments end is not known, so nothing is spelled out
+    with pytest.raises(AssertionError, match="was asked"):
+        reader.decompress(document, settings=GenerationSettings(temperature=1.0))
+    with pytest.raises(AssertionError, match="was asked"):
+        reader.decompress(compressor.compress(TEXT, ratio=8.0))
 
 
 def test_batches_streams_and_single_texts_are_spelled_alike() -> None:

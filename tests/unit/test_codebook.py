@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcontext.codebook import NO_TOKEN, SILENT, Codebook
+from zcontext.codebook import Codebook
 from zcontext.config import CodecConfig
+from zcontext.lexicon import NO_TOKEN, SILENT
 from zcontext.naming import Wording
+from zcontext.phrases import Phrase
 from zcontext.pooling import N_PLACES
 from zcontext.relaxation import GumbelCode
 from zcontext.upkeep import record_usage, restart_dead, start_from_latents, start_from_tokens
@@ -37,13 +40,18 @@ def unread(tokens: torch.Tensor, ends: torch.Tensor) -> Wording:
     return Wording(torch.zeros(tokens.shape[:2]).long(), tokens, ends, torch.ones(tokens.shape[:2]))
 
 
-def naming_book(*, depth: int, size: int, n_tokens: int = 40) -> tuple[Codebook, torch.Tensor]:
-    """A codebook whose codes from 1 on name the tokens from 0 on, and the table of tokens."""
+def naming_book(
+    *, depth: int, size: int, n_tokens: int = 40, phrases: Sequence[Phrase] = ()
+) -> tuple[Codebook, torch.Tensor]:
+    """A codebook whose codes from 1 on name the tokens from 0 on and then some phrases.
+
+    With it, the table of tokens.
+    """
     generator = torch.Generator().manual_seed(11)
     table = torch.randn(n_tokens, 64, generator=generator)
     config = CodecConfig(depth=depth, size=size, shared=True, named=True)
     made = Codebook(config, hidden_size=64, token_embeddings=table)
-    start_from_tokens(made, table, torch.arange(n_tokens, 0, -1).float())
+    start_from_tokens(made, table, torch.arange(n_tokens, 0, -1).float(), phrases)
     return made, table
 
 
@@ -265,12 +273,12 @@ def test_a_segment_of_no_more_tokens_than_codes_is_named_token_by_token():
 
 def test_a_token_without_a_code_is_spelled_in_the_stages_that_are_left():
     made, table = naming_book(depth=4, size=31)
-    assert made.names[30:].tolist() == [SILENT] * 10
+    assert (30,) not in made.lexicon.codes
     rare = 35
     ids, ends = torch.tensor([[7, rare, 8]]), torch.tensor([[2]])
     told = Wording(ids, table[ids], ends, torch.ones(1, 3))
     with torch.no_grad():
-        near = made.rows[0, 20] + 0.1 * table[rare]
+        near = made.table(0)[20] + 0.1 * table[rare]
         table[rare] = near + made.mean_embedding  # nearly token 19, whose code is 20
         told = Wording(ids, table[ids], ends, torch.ones(1, 3))
         written = made.quantise(made.pool(table[ids], ends), wording=told)
@@ -286,13 +294,42 @@ def test_gumbel_codes_of_a_naming_table_stand_in_the_order_of_the_text():
 
 
 def test_rows_of_names_follow_the_mean_of_text():
-    made, table = naming_book(depth=2, size=9)
-    assert made.named.tolist() == [NO_TOKEN, *range(8)]
+    made, table = naming_book(depth=2, size=11, n_tokens=8, phrases=[(3, 1), (1, 1, 2)])
+    assert made.lexicon.named[:, 0].tolist() == [NO_TOKEN, *range(8), 3, 1]
+    assert made.lexicon.named[9].tolist() == [3, 1, NO_TOKEN, NO_TOKEN]
     assert "rows" not in dict(made.named_parameters())
     made.mean_embedding.zero_()
-    made.name()
-    assert torch.equal(made.rows[0, 1:], table[:8])
-    assert made.names.tolist() == [*range(1, 9), *[SILENT] * 32]
+    rows = made.table(0)
+    assert torch.equal(rows[1:9], table)
+    torch.testing.assert_close(rows[9], table[3] + table[1])
+    torch.testing.assert_close(rows[10], 2 * table[1] + table[2])
+    assert made.lexicon.codes == {**{(t,): t + 1 for t in range(8)}, (3, 1): 9, (1, 1, 2): 10}
+    made.lexicon.name([(5,)])
+    assert made.lexicon.codes == {(5,): 1}
+
+
+def test_a_phrase_is_one_code_and_comes_back_as_its_tokens():
+    made, table = naming_book(depth=3, size=43, n_tokens=40, phrases=[(7, 8), (8, 9, 7)])
+    ids, ends = torch.tensor([[7, 8, 9, 7, 30, 7, 8]]), torch.tensor([[4, 6]])
+    assert made.cut(ids).tolist() == [[True, True, False, False, True, True, False]]
+    assert made.cut(ids, [{2}]).tolist()[0][:4] == [True, False, True, True]
+    told = Wording(ids, table[ids], ends, torch.ones(1, 7))
+    with torch.no_grad():
+        written = made.quantise(made.pool(table[ids], ends), wording=told)
+    assert written.codes[0].tolist() == [[8, 42, 31], [41, SILENT, SILENT]]
+    assert float(written.distortion) < 1e-6
+    assert made.lexicon.tokens_of(written.codes[0].tolist()) == ids[0].tolist()
+    rows, tokens = made.words_of(written.codes[0])
+    assert tokens.tolist() == [[7, 8, 9, 7, 30, *[NO_TOKEN] * 7], [7, 8, *[NO_TOKEN] * 10]]
+    torch.testing.assert_close(rows[0, 2], table[9] - made.mean_embedding)
+    assert not rows[1, 2:].any()
+    # A phrase that a segment's end cuts through is said token by token.
+    with torch.no_grad():
+        cut = made.quantise(
+            made.pool(table[ids], torch.tensor([[0, 6]])),
+            wording=Wording(ids, table[ids], torch.tensor([[0, 6]]), torch.ones(1, 7)),
+        )
+    assert cut.codes[0, 1].tolist() == [42, 31, 41]
 
 
 def test_dead_codes_of_a_shared_table_are_restarted_but_silence_stays():

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tiny import tiny_base, tiny_z
-from zcontext.codebook import SILENT
 from zcontext.compressor import ZCompressor
 from zcontext.config import CodecConfig, CompressSettings
 from zcontext.decompressor import span_layouts
 from zcontext.errors import ConfigError
 from zcontext.fidelity import read_span
+from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
 from zcontext.polysemy.charts import bars, histograms, log_curve
 from zcontext.polysemy.codes import LookSettings, spaced_ranks

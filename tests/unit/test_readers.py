@@ -131,7 +131,7 @@ def test_batches_streams_and_single_spans_say_the_same(model, document, chosen):
 def test_a_document_comes_back_with_its_number_of_tokens(model, document):
     pieces = []
     decompressor = ZDecompressor(model)
-    for row in decompressor._rows(document, None):
+    for row in decompressor._rows(document, None, sampled=False):
         pieces.append(row.max_new_tokens)
         assert row.forced
     assert sum(pieces) == document.n_tokens
@@ -149,8 +149,8 @@ def test_bare_symbols_take_the_length_they_are_given(model, document):
     span = dataclasses.replace(document.spans[0], ends=None)
     n = len(span.tokens)
     assert decompressor.decompress(symbols, n_tokens=n) == decompressor.decompress(span)
-    assert len(decompressor._rows(symbols, None)) == 1
-    assert decompressor._rows(symbols, None)[0].max_new_tokens == 8 * len(symbols)
+    assert len(decompressor._rows(symbols, None, sampled=False)) == 1
+    assert decompressor._rows(symbols, None, sampled=False)[0].max_new_tokens == 8 * len(symbols)
     for wrong in (0, -1):
         with pytest.raises(ConfigError, match="n_tokens"):
             decompressor.decompress(symbols, n_tokens=wrong)

@@ -34,7 +34,7 @@ FIDELITIES = st.builds(
 
 @st.composite
 def documents(draw: st.DrawFn) -> ZDocument:
-    size = draw(st.sampled_from([2, 256, 1000, 1024, 32_768]))
+    size = draw(st.sampled_from([2, 256, 1000, 1024, 32_768, 65_536]))
     depth = draw(st.integers(1, 8))
     code = st.tuples(*[st.integers(0, size - 1)] * depth)
     spans: list[ZSpan] = []

@@ -30,7 +30,7 @@ FOREIGN = ZVocabulary(codec="beef" + "0" * 60, depth=8, size=1024)
 
 @st.composite
 def runs(draw: st.DrawFn, max_symbols: int = 12) -> Symbols:
-    size = draw(st.sampled_from([2, 3, 256, 1000, 1024, 1025, 32_768]))
+    size = draw(st.sampled_from([2, 3, 256, 1000, 1024, 1025, 32_768, 65_536]))
     depth = draw(st.integers(1, 8))
     code = st.tuples(*[st.integers(0, size - 1)] * depth)
     return Symbols(tuple(draw(st.lists(code, max_size=max_symbols))), size, "3f9a")
@@ -73,6 +73,8 @@ def test_the_written_form_is_the_one_in_the_docs() -> None:
     assert V.render(Symbols(((12, 251),), 1024, "3f9a")) == "[|z3f9a:0C7V|]"
     wide = ZVocabulary(codec=DIGEST, depth=1, size=32_768)
     assert wide.render(Symbols(((412,), (0,)), 32_768, "3f9a")) == "[|z3f9a:0CW|] [|z3f9a:000|]"
+    widest = ZVocabulary(codec=DIGEST, depth=1, size=65_536)
+    assert widest.render(Symbols(((65_535,),), 65_536, "3f9a")) == "[|z3f9a:1ZZZ|]"
 
 
 @given(st.lists(st.one_of(TEXT, runs()), max_size=6))
@@ -295,7 +297,7 @@ def test_symbols_that_do_not_belong_together_do_not_add() -> None:
         (((True,),), 5, "3f9a", "plain int"),
         (((1.0,),), 5, "3f9a", "plain int"),
         ((), 1, "3f9a", "size=1"),
-        ((), 32_769, "3f9a", "size=32769"),
+        ((), 65_537, "3f9a", "size=65537"),
         ((), 5, "3F9A", "lower-case hex"),
         ((), 5, "3f9a0", "lower-case hex"),
     ],

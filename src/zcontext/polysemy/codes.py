@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zcontext.codebook import SILENT
 from zcontext.config import check
 from zcontext.decompressor import SpanLayout, span_layouts
+from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
 from zcontext.polysemy.firings import Firings, Listener, Progress
 from zcontext.polysemy.likeness import pairwise_cosine

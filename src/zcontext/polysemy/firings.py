@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zcontext.codebook import SILENT
 from zcontext.config import CompressSettings
 from zcontext.decompressor import SpanLayout
 from zcontext.errors import ConfigError
+from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
 from zcontext.spans import SupportsCompress, ZDocument
 from zcontext.tokenization import TokenizedText, text_mask, text_tokenizer

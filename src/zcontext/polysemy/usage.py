@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zcontext.codebook import SILENT
+from zcontext.lexicon import SILENT
 from zcontext.polysemy.firings import Firings
 
 CURVE_POINTS = 120

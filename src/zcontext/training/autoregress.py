@@ -169,7 +169,9 @@ class Autoregress(nn.Module):
             prior = batch.prior.to(z.device)
             earlier = z.read(prior, torch.ones_like(prior))
             bits = earlier.surprisal
-            ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth).to(z.device)
+            starts = z.codebook.cut(prior)
+            ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth, starts=starts)
+            ends = ends.to(z.device)
             latents = z.write(earlier, ends, torch.ones_like(ends))
             written = z.quantise(latents, prior, ends, bits, depth=batch.depth)
             memory = z.embed_codes(written.codes)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.channel import USUAL_LEFT, Channel
+from zcontext.errors import TrainingError
 from zcontext.hearing import Hearing
 from zcontext.model import ZLanguageModel
 from zcontext.pooling import weights_of_places
@@ -36,6 +37,12 @@ UNSEEN = 0.3
 
 RIDGE = 0.05
 """Share of the mean variance that every direction gets on top."""
+
+
+NOTHING_LEFT = (
+    "the codes spell out every token of these windows, and nothing is left to weigh: "
+    "raise [data] min_ratio and max_ratio"
+)
 
 
 class ChannelStage:
@@ -93,7 +100,11 @@ class ChannelStage:
         config, parts = self.config, []
         for index in range(config.channel.example_batches):
             generator = torch.Generator().manual_seed(config.run.seed * 1_000_003 + index)
-            parts.append(self._listen.examples(self._sampler.batch(index), generator))
+            found = self._listen.examples(self._sampler.batch(index), generator)
+            if found is not None:
+                parts.append(found)
+        if not parts:
+            raise TrainingError(NOTHING_LEFT)
         taken = Examples.joined(parts)
         logger.info("channel learns from %d tokens", len(taken))
         return taken
@@ -107,6 +118,8 @@ class ChannelStage:
         channel.commonness.copy_((counts / counts.sum()).log())
         tokens, errors, features = (torch.cat(parts) for parts in zip(*self._seen(), strict=True))
         spread = tokens.T @ tokens / len(tokens)
+        if not len(errors):
+            raise TrainingError(NOTHING_LEFT)
         off = errors.T @ errors / len(errors)
         variance = spread.trace()
         left = off * (variance / off.trace()) + (USUAL_LEFT - 1) * spread
@@ -129,9 +142,11 @@ class ChannelStage:
                 lengths, owner = lengths_of(last), segment_of(last, len(row))
                 weights = weights_of_places(book.place_logits, lengths)
                 lanes = hearing.lanes(code, lengths)
+                unsure = lanes.spelled[:, 0] < 0
                 collections.deque(hearing.spell(text, lanes, owner), maxlen=0)
                 features = Channel.noise_features(lanes.energy, lengths)
-                yield weights[weights > 0].unsqueeze(-1) * row, lanes.left, features
+                tokens = weights[weights > 0].unsqueeze(-1) * row
+                yield tokens, lanes.left[unsure], features[unsure]
 
     # -- health -----------------------------------------------------------------------------------
 
@@ -151,7 +166,9 @@ class ChannelStage:
                 n_slots, depth = max(1, ids.shape[1] // ratio), self.model.config.depth
                 batch = build_batch(ids, None, n_prior=0, n_slots=n_slots, depth=depth)
                 with self.model.lock:
-                    self._dev[ratio] = self._listen.examples(batch, None)
+                    found = self._listen.examples(batch, None)
+                if found is not None:
+                    self._dev[ratio] = found
         figures: dict[str, float] = {}
         for ratio, examples in self._dev.items():
             nats, hits = self._listen.losses(examples)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zcontext.channel import Channel, Nominees
+from zcontext.channel import TRUST, Channel, Nominees, next_spelled
 from zcontext.config import check
 from zcontext.hearing import Hearing
 from zcontext.model import ZLanguageModel
@@ -60,6 +60,8 @@ class Examples:
         rest: Logarithm of what the language model leaves to all other tokens, `[n]`.
         place: Which candidate is the right one, int64 `[n]`; -1 if none is.
         odds: What the language model gives the right one, `[n]`.
+        spelled: 1 where the codes spell the token out, -1 where they spell out another, 0 where
+            they spell out none, `[n]`.
     """
 
     features: Tensor
@@ -67,6 +69,7 @@ class Examples:
     rest: Tensor
     place: Tensor
     odds: Tensor
+    spelled: Tensor
 
     def __len__(self) -> int:
         return len(self.place)
@@ -82,8 +85,8 @@ class Examples:
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
     @classmethod
-    def of_tokens(cls, nominees: Nominees, ids: Tensor) -> Examples:
-        """What the candidates for tokens int64 `[n]` come to."""
+    def of_tokens(cls, nominees: Nominees, ids: Tensor, spelled: Tensor) -> Examples:
+        """What the candidates for tokens int64 `[n]` come to, beside what is spelled out."""
         odds, places = nominees.odds, nominees.places
         vocab = odds.shape[-1]
         others = torch.cat([odds, odds[:, :1]], dim=-1).scatter(-1, places, -torch.inf)
@@ -94,6 +97,7 @@ class Examples:
             others[:, :vocab].logsumexp(-1).clamp_min(-40.0),
             torch.where(hit.any(-1), hit.int().argmax(-1), -1),
             odds.gather(-1, ids.unsqueeze(-1)).squeeze(-1),
+            torch.where(spelled < 0, 0, torch.where(spelled == ids, 1, -1)),
         )
 
 
@@ -139,10 +143,13 @@ class Listen(nn.Module):
         whole = torch.cat([scores, elsewhere], dim=-1).logsumexp(-1)
         own = scores.gather(-1, examples.place.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         own = torch.where(examples.place < 0, examples.odds + channel.outside, own)
-        return whole - own, scores.argmax(-1) == examples.place
+        nats, hits = whole - own, scores.argmax(-1) == examples.place
+        trusted = torch.where(examples.spelled > 0, TRUST, 1 - TRUST).log()
+        sure = examples.spelled != 0
+        return torch.where(sure, -trusted, nats), torch.where(sure, examples.spelled > 0, hits)
 
     @torch.no_grad()
-    def examples(self, batch: WindowBatch, generator: torch.Generator | None) -> Examples:
+    def examples(self, batch: WindowBatch, generator: torch.Generator | None) -> Examples | None:
         """What speaks for the tokens of some windows.
 
         Args:
@@ -150,7 +157,8 @@ class Listen(nn.Module):
             generator: CPU generator of the tokens that are spoilt; None spoils none.
 
         Returns:
-            One example per token, in no order.
+            One example per token, in no order; where tokens are spoilt, to be learned from, none of
+            those that are spelled out: None if all of them are.
         """
         z, hearing = self.z, Hearing(self.z)
         ids, ends, codes = self.write(batch)
@@ -160,11 +168,13 @@ class Listen(nn.Module):
         ):
             scores = z.logits(states).float().masked_fill(~self._text, -torch.inf)
             lanes, owner = hearing.lanes(code, lengths_of(last)), segment_of(last, len(row))
-            parts += [
-                Examples.of_tokens(hearing.nominate(scores[at], here), row[at])
-                for at, here in hearing.spell(row, lanes, owner)
-            ]
-        return Examples.joined(parts)
+            for at, here in hearing.spell(row, lanes, owner):
+                spelled = next_spelled(here)
+                kept = torch.ones_like(at) > 0 if generator is None else spelled < 0
+                if bool(kept.any()):
+                    found = hearing.nominate(scores[at[kept]], here.of(kept))
+                    parts.append(Examples.of_tokens(found, row[at[kept]], spelled[kept]))
+        return Examples.joined(parts) if parts else None
 
     @torch.no_grad()
     def write(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -177,7 +187,9 @@ class Listen(nn.Module):
         z.adapters.activate("compress")
         state = z.read(ids, torch.ones_like(ids))
         bits = state.surprisal
-        ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth).to(z.device)
+        starts = z.codebook.cut(ids)
+        ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth, starts=starts)
+        ends = ends.to(z.device)
         latents = z.write(state, ends, torch.ones_like(ends))
         return ids, ends, z.quantise(latents, ids, ends, bits, depth=batch.depth).codes
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import get_args
 
 import torch
@@ -198,9 +197,13 @@ class Autoencode(nn.Module):
             ids = batch.ids if batch.prior is None else torch.cat([batch.prior, batch.ids], dim=1)
             bits = base_surprisal(self.z, ids).cpu()
         n_prior = bits.shape[1] - batch.ids.shape[1]
-        place = partial(place_symbols, self.z.config, n_slots=batch.n_slots, depth=batch.depth)
-        prior_ends = place(bits[:, :n_prior]) if n_prior else None
-        return Slots(place(bits[:, n_prior:]), prior_ends, bits[:, n_prior:])
+
+        def place(ids: Tensor, bits: Tensor) -> Tensor:
+            own, config = self.z.codebook.cut(ids), self.z.config
+            return place_symbols(config, bits, batch.n_slots, depth=batch.depth, starts=own)
+
+        prior_ends = None if batch.prior is None else place(batch.prior, bits[:, :n_prior])
+        return Slots(place(batch.ids, bits[:, n_prior:]), prior_ends, bits[:, n_prior:])
 
     @torch.no_grad()
     def _memory(self, batch: WindowBatch, slots: Slots, step: int) -> Tensor | None:

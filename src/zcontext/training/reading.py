@@ -147,12 +147,16 @@ def compress_chunks(z: ZLanguageModel, chunks: Sequence[Chunk]) -> list[Tensor]:
     ends = torch.zeros(len(chunks), max(counts), dtype=torch.long, device=z.device)
     slot_mask = torch.zeros_like(ends)
     for row, (chunk, count) in enumerate(zip(chunks, counts, strict=True)):
-        bits = state.surprisal[row, : len(chunk.ids)]
+        bits, text = state.surprisal[row, : len(chunk.ids)], torch.tensor([chunk.ids])
         if chunk.emphasis is None:
-            placed = place_symbols(z.config, bits[None], count, depth=chunk.depth)[0]
+            starts = z.codebook.cut(text)
+            placed = place_symbols(z.config, bits[None], count, depth=chunk.depth, starts=starts)[0]
         else:
             runs = runs_of(chunk.emphasis.fine)
-            placed = torch.cat(place_runs(z.config, bits, runs, count, depth=chunk.depth))
+            starts = z.codebook.cut(text, [{start for start, *_ in runs}])
+            placed = torch.cat(
+                place_runs(z.config, bits, runs, count, depth=chunk.depth, starts=starts)
+            )
         ends[row, :count] = placed.to(z.device)
         ends[row, count:] = len(chunk.ids) - 1
         slot_mask[row, :count] = 1

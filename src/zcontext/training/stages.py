@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
+from zcontext.phrases import Phrase
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import (
@@ -26,6 +27,7 @@ from zcontext.training.objective import (
     base_surprisal,
     restore_loss,
 )
+from zcontext.training.phrase_search import find_phrases
 from zcontext.training.windowing import dev_windows, open_sampler
 from zcontext.upkeep import (
     centre,
@@ -38,6 +40,7 @@ from zcontext.upkeep import (
 logger = logging.getLogger(__name__)
 
 CENTRE_TOKENS = 1_000_000
+PHRASE_TOKENS = 6_000_000
 CALIBRATION_BATCHES = 16
 FIRST_UNTRAINED = 2**40
 """Index of batches that no run trains on: what they settle is the same whenever it is settled."""
@@ -69,6 +72,14 @@ class AutoencodeStage:
         counts = np.bincount(self._sampler.corpus.tokens[:CENTRE_TOKENS])
         return table, torch.from_numpy(counts).float()
 
+    def _phrases(self) -> list[Phrase]:
+        """Runs of tokens for the codes that the tokens leave over."""
+        codec = self.model.config
+        left = codec.size - 1 - self.model.base_vocab
+        if not codec.named or left <= 0:
+            return []
+        return find_phrases(self._sampler.corpus.tokens[:PHRASE_TOKENS], left)
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """The two adapters and the codebook; DECOMPRESS alone where only the reader learns."""
         if self.config.autoencode.reader_only:
@@ -79,8 +90,8 @@ class AutoencodeStage:
     def buffers(self) -> dict[str, Tensor]:
         """How often each code was used, what it names, what deviations are measured from."""
         codebook = self.model.codebook
-        named = ("named", "names", "rows") if self.model.config.named else ()
-        return {n: getattr(codebook, n) for n in ("usage", "mean_embedding", *named)}
+        named = {} if codebook.lexicon is None else {"named": codebook.lexicon.named}
+        return {n: getattr(codebook, n) for n in ("usage", "mean_embedding")} | named
 
     def batch(self, index: int) -> WindowBatch:
         """The micro-batch of an index."""
@@ -91,7 +102,8 @@ class AutoencodeStage:
         if step != self.config.autoencode.discrete_from:
             return
         if self.model.config.shared:
-            share = start_from_tokens(self.model.codebook, *self._embeddings_and_counts())
+            found = self._phrases()
+            share = start_from_tokens(self.model.codebook, *self._embeddings_and_counts(), found)
             logger.info("codebook started: %.3f of the text has codes of its own", share)
         else:
             self._start_from_latents()
@@ -183,7 +195,7 @@ class AutoencodeStage:
     def _evaluate_at(self, ratio: int, ids: Tensor, bits: Tensor) -> dict[str, float]:
         z = self.model
         n_slots = max(1, ids.shape[1] // ratio)
-        ends = place_symbols(z.config, bits, n_slots).to(ids.device)
+        ends = place_symbols(z.config, bits, n_slots, starts=z.codebook.cut(ids)).to(ids.device)
         z.adapters.activate("compress")
         latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends)
         symbols, figures = z.codebook.unquantised(latents), {}

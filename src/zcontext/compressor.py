@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from zcontext.assurance import Assurance
 from zcontext.bundle import load_bundle
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
 from zcontext.config import CompressSettings, WriterName
-from zcontext.drafts import Draft, emphasise_drafts
+from zcontext.drafts import Draft, draft_of, emphasise_drafts
 from zcontext.errors import ConfigError
-from zcontext.fragile import protected_places
 from zcontext.model import ZLanguageModel
+from zcontext.refocusing import reopened
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.store import SpanStore, store_key
-from zcontext.terms import focuses, in_force, writes_as
+from zcontext.terms import can_refocus, focuses, in_force, writes_as
 from zcontext.tokenization import text_tokenizer
 from zcontext.vocabulary import ZVocabulary, utf8_bytes
 from zcontext.writing import WindowWriter
@@ -101,6 +102,11 @@ class ZCompressor:
         """The symbols it writes."""
         return self.model.vocabulary
 
+    @property
+    def refocuses(self) -> bool:
+        """Whether `compress_together` writes stored documents again: codes are names, and focus."""
+        return can_refocus(self.model)
+
     def count_tokens(self, text: str) -> int:
         """Base tokens of a text.
 
@@ -151,9 +157,8 @@ class ZCompressor:
                 a token for.
             StoreError: The store cannot be read or written.
         """  # noqa: DOC502 - some raised by the steps
-        chosen = self._chosen(
-            settings, ratio, max_symbols, bits_per_symbol, depth, question=question, writer=writer
-        )
+        budget = {"ratio": ratio, "max_symbols": max_symbols, "bits_per_symbol": bits_per_symbol}
+        chosen = self._chosen(settings, **budget, depth=depth, question=question, writer=writer)
         return self._compress_all([text], chosen)[0]
 
     def compress_many(
@@ -192,7 +197,8 @@ class ZCompressor:
                 token for.
             StoreError: The store cannot be read or written.
         """  # noqa: DOC502 - some raised by the steps
-        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth, writer=writer)
+        budget = {"ratio": ratio, "max_symbols": max_symbols, "bits_per_symbol": bits_per_symbol}
+        chosen = self._chosen(settings, **budget, depth=depth, writer=writer)
         if not progress:
             return self._compress_all(texts, chosen)
         from rich.console import Console
@@ -206,7 +212,7 @@ class ZCompressor:
 
     def compress_together(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | ZDocument],
         *,
         question: str,
         settings: CompressSettings | None = None,
@@ -216,37 +222,50 @@ class ZCompressor:
         """Texts that were found for one question, written for it under one budget.
 
         A text that answers takes symbols from those that do not: all together have the ratio, not
-        each. The store is not used, as a document depends on those beside it.
+        each. A stored document is written again from what its codes name, and brings as many
+        symbols as it has. The store is not used, as a document depends on those beside it.
 
         Args:
-            texts: The sources, in order.
+            texts: The sources, or documents that were written of them, in order.
             question: What will be asked of them.
             settings: How to compress; None means the compressor's own.
-            ratio: Source tokens per symbol, over all texts.
-            depth: Codes per symbol.
+            ratio: Source tokens per symbol, over all that are texts.
+            depth: Codes per symbol of what is text; a document keeps its own.
 
         Returns:
-            One document per text; without the part "focus" those of `compress`.
+            One document per text; without the part "focus" those of `compress`, and documents as
+            they are.
 
         Raises:
-            ConfigError: A setting is out of range, a text longer than `max_tokens`, or the budget
-                is `max_symbols`, which is one document's.
+            ConfigError: A setting is out of range, a text longer than `max_tokens`, the budget is
+                `max_symbols`, which is one document's, or a document's codes are no names.
+            CodecMismatchError: Another codec wrote a document.
             SymbolCollisionError: A text spells symbols and the settings say to refuse.
             VocabularyError: A text is not str, holds a lone surrogate, or nothing the base has a
                 token for.
         """  # noqa: DOC502 - some raised by the steps
-        chosen = self._chosen(settings, ratio, None, None, depth, question=question)
-        if chosen.max_symbols is not None:
+        chosen = self._chosen(settings, ratio=ratio, depth=depth, question=question)
+        if chosen.max_symbols is not None and any(isinstance(text, str) for text in texts):
             told = f"max_symbols={chosen.max_symbols} caps one document; give a ratio instead"
             raise ConfigError(told, field="max_symbols", value=chosen.max_symbols)
-        drafts = [self._draft(self._guarded(text, chosen), chosen, alone=False) for text in texts]
+        opened = [self._opened(text, chosen) for text in texts]
+        drafts = [each for each in opened if isinstance(each, Draft)]
         if focuses(chosen, self.model):
             emphasise_drafts(drafts, self._writer.attend)
-        written = [Assurance(self.model, draft) for draft in drafts]
-        for held in written:
-            while not held.draft.done:
-                held.take(self._writer.write([held.draft.task()])[0])
-        return [held.finish() for held in written]
+        return [each if isinstance(each, ZDocument) else self._finished(each) for each in opened]
+
+    def _opened(self, text: str | ZDocument, settings: CompressSettings) -> Draft | ZDocument:
+        """What is to be written; a document that stays as it is."""
+        if isinstance(text, ZDocument):
+            asked = self._question_ids(settings)
+            return reopened(text, self.model, settings, question=asked) or text
+        return self._draft(self._guarded(text, settings), settings, alone=False)
+
+    def _finished(self, draft: Draft) -> ZDocument:
+        held = Assurance(self.model, draft)
+        while not draft.done:
+            held.take(self._writer.write([draft.task()])[0])
+        return held.finish()
 
     def stream(
         self,
@@ -278,7 +297,8 @@ class ZCompressor:
             VocabularyError: The text is not str, holds a lone surrogate, or nothing the base has
                 a token for.
         """  # noqa: DOC502 - some raised by the steps
-        chosen = self._chosen(settings, ratio, max_symbols, bits_per_symbol, depth)
+        budget = {"ratio": ratio, "max_symbols": max_symbols, "bits_per_symbol": bits_per_symbol}
+        chosen = self._chosen(settings, **budget, depth=depth)
         draft = self._draft(self._guarded(text, chosen), chosen)
         return self._spans(draft)
 
@@ -292,26 +312,9 @@ class ZCompressor:
                 given = len(draft.spans)
         yield from held.finish().spans[given:]
 
-    def _chosen(
-        self,
-        settings: CompressSettings | None,
-        ratio: float | None,
-        max_symbols: int | None,
-        bits_per_symbol: float | None,
-        depth: int | None,
-        *,
-        question: str | None = None,
-        writer: WriterName | None = None,
-    ) -> CompressSettings:
+    def _chosen(self, settings: CompressSettings | None, **given: Any) -> CompressSettings:
         """Settings in force, every default filled in, checked against the model."""
-        chosen = (settings or self._settings).replace(
-            ratio=ratio,
-            max_symbols=max_symbols,
-            bits_per_symbol=bits_per_symbol,
-            depth=depth,
-            question=question,
-            writer=writer,
-        )
+        chosen = (settings or self._settings).replace(**given)
         return in_force(chosen, self.model, n_asked=len(self._question_ids(chosen)))
 
     def _question_ids(self, settings: CompressSettings) -> list[int]:
@@ -322,22 +325,13 @@ class ZCompressor:
         return self.vocabulary.guard(text, on_symbols=settings.on_symbols)
 
     def _draft(self, text: str, settings: CompressSettings, *, alone: bool = True) -> Draft:
-        # What spells symbols by itself, though not in its sentence, is not kept but compressed.
-        protected = [
-            (begin, end)
-            for begin, end in protected_places(text, settings.protect)
-            if self.vocabulary.guard(text[begin:end], on_symbols="drop") == text[begin:end]
-        ]
-        breaks = [edge for place in protected for edge in place]
-        tokens = self._tokens.locate(text, max_tokens=settings.max_tokens, breaks=breaks)
-        draft = Draft.of(
+        draft = draft_of(
             text,
-            tokens,
+            self._tokens,
             settings=settings,
             vocabulary=self.vocabulary,
             mean_surprisal=self.model.config.mean_surprisal,
             question=self._question_ids(settings),
-            protected=protected,
         )
         if alone and focuses(settings, self.model):
             emphasise_drafts([draft], self._writer.attend)

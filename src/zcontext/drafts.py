@@ -17,11 +17,12 @@ from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
 from zcontext.emphasis import Emphasis, emphasise
+from zcontext.fragile import protected_places
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
 from zcontext.pointing import Allowance, Request
 from zcontext.segmentation import DocumentBudget, usual_weight
 from zcontext.spans import LiteralText, ZDocument, ZSpan
-from zcontext.tokenization import TokenizedText
+from zcontext.tokenization import TextTokenizer, TokenizedText
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
 from zcontext.windows import Extent, WindowPlan
 from zcontext.writing import Codes, WindowTask, Written, free_places
@@ -274,6 +275,50 @@ class Draft:
             size=self.vocabulary.size,
             memory=self.settings.memory,
         )
+
+
+def draft_of(
+    text: str,
+    tokenizer: TextTokenizer,
+    *,
+    settings: CompressSettings,
+    vocabulary: ZVocabulary,
+    mean_surprisal: float,
+    question: Sequence[int] = (),
+) -> Draft:
+    """Tokenise a text and lay it out.
+
+    Args:
+        text: The source, guarded.
+        tokenizer: Of the base.
+        settings: In force, with one budget.
+        vocabulary: Of the codec.
+        mean_surprisal: The codec's calibrated bits per token.
+        question: Tokens read in front of every window and not written.
+
+    Returns:
+        A draft without spans.
+
+    Raises:
+        ConfigError: The text is longer than `max_tokens`, or what is protected leaves no room.
+        VocabularyError: There is nothing that the base has a token for.
+    """  # noqa: DOC502 - raised by the steps
+    # What spells symbols by itself, though not in its sentence, is not kept but compressed.
+    protected = [
+        (begin, end)
+        for begin, end in protected_places(text, settings.protect)
+        if vocabulary.guard(text[begin:end], on_symbols="drop") == text[begin:end]
+    ]
+    breaks = [edge for place in protected for edge in place]
+    return Draft.of(
+        text,
+        tokenizer.locate(text, max_tokens=settings.max_tokens, breaks=breaks),
+        settings=settings,
+        vocabulary=vocabulary,
+        mean_surprisal=mean_surprisal,
+        question=question,
+        protected=protected,
+    )
 
 
 def emphasise_drafts(

@@ -181,16 +181,24 @@ class SupportsCompress(Protocol):
 class SupportsFocus(Protocol):
     """Writes texts that were found for one question, so that they share one budget."""
 
+    @property
+    def refocuses(self) -> bool:
+        """Whether documents are written again for the question; they stay as they are if not."""
+
     def compress_together(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | ZDocument],
         *,
         question: str,
         settings: CompressSettings | None = None,
         ratio: float | None = None,
         depth: int | None = None,
     ) -> list[ZDocument]:
-        """One document per text; those that answer the question take symbols from the others."""
+        """One document per text, or per document that was stored, in order.
+
+        Those that answer the question take symbols from the others; a stored document brings those
+        that it has.
+        """
 
 
 @runtime_checkable

@@ -62,6 +62,11 @@ def focuses(settings: CompressSettings, model: ZLanguageModel) -> bool:
     return asked and model.focus is not None
 
 
+def can_refocus(model: ZLanguageModel) -> bool:
+    """Whether stored documents can be written again for a question: codes are names, with focus."""
+    return model.focus is not None and model.config.named
+
+
 def writes_as(settings: CompressSettings, model: ZLanguageModel) -> str:
     """What determines the symbols of a text: the codec, and the parts that place or choose them."""
     if settings.writer != "one-pass" and model.composer is not None:

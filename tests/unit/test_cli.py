@@ -18,7 +18,7 @@ from zcontext.cli import app, engines, files
 from zcontext.config import CompressSettings
 from zcontext.errors import StoreError
 from zcontext.spans import ZDocument
-from zcontext.testing import ByteCodec
+from zcontext.testing import ByteCall, ByteCodec
 
 TEXT = "The harbour opened in 1912.\r\nIts keeper was Anna Lindqvist \u2013 \u6e2f \U0001f6a2.\n"
 COMMANDS = [
@@ -366,6 +366,43 @@ def test_stored_spans_are_asked_without_compressing_again(
     assert {call.method for call in codec.calls} == {"ask"}
 
 
+class Refocuses(ByteCodec):
+    """A ByteCodec that writes what is stored again, back to front."""
+
+    refocuses = True
+
+    def compress_together(
+        self, texts: list[str | ZDocument], *, question: str, **keywords: Any
+    ) -> list[ZDocument]:
+        self.calls.append(ByteCall("compress_together", texts=(question,)))
+        documents = [text for text in texts if isinstance(text, ZDocument)]
+        assert len(documents) == len(texts)
+        return documents[::-1]
+
+
+def test_stored_spans_are_written_for_the_question_unless_told_not_to(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = Refocuses()
+    monkeypatch.setattr(engines, "open_engines", lambda *options: FakeEngines(codec))
+    run("compress", "a.txt", "b.txt", "--out", "spans.jsonl")
+    run("compress", "b.txt", "--format", "symbols", "--out", "bare.txt")
+    stored = ("ask", "Who was the keeper?", "-s", "spans.jsonl", "-s", "bare.txt")
+    shown = []
+    for more in ((), ("--as-stored",)):
+        codec.calls.clear()
+        found = run(*stored, *more)
+        assert found.exit_code == 0, found.output
+        (asked,) = [call for call in codec.calls if call.method == "ask"]
+        shown.append([part for part in asked.parts if not isinstance(part, str)])
+        written = [call.texts for call in codec.calls if call.method == "compress_together"]
+        assert written == ([] if more else [("Who was the keeper?",)])
+    assert shown[0] == [shown[1][1], shown[1][0], shown[1][2]]
+    codec.calls.clear()
+    assert run("ask", "Who was the keeper?", "-s", "bare.txt").exit_code == 0
+    assert {call.method for call in codec.calls} == {"ask"}
+
+
 def test_raw_texts_are_asked_as_they_are(run: Callable[..., Result], codec: ByteCodec) -> None:
     answer = json.loads(run("ask", "When did the harbour open?", "a.txt", "--raw", "--json").stdout)
     assert answer["n_prompt_symbols"] == 0
@@ -424,7 +461,7 @@ def test_questions_print_a_table_and_write_the_figures(
     first = run(*arguments)
     assert first.exit_code == 0, first.output
     assert "retention" in first.stdout
-    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 18
+    assert len((tmp_path / "p.jsonl").read_text().splitlines()) == 21
     assert json.loads((tmp_path / "report.json").read_text())["n_rows"] == 3
 
 
@@ -595,7 +632,7 @@ SLOW = """
     import sys, time
     from types import SimpleNamespace
     from zcontext.cli import engines, main
-    from zcontext.testing import ByteCodec
+    from zcontext.testing import ByteCall, ByteCodec
 
     class Slow(ByteCodec):
         def compress_many(self, texts, **keywords):

@@ -280,12 +280,15 @@ def asked(**changes: object) -> QAReport:
 
 def test_every_condition_is_asked_and_scored() -> None:
     found = {row.condition: row for row in asked().figures}
-    assert list(found) == ["raw", "none", "symbols@4", "asked@4", "truncated@4", "shuffled@4"]
+    ours = ["symbols@4", "refocused@4", "asked@4"]
+    assert list(found) == ["raw", "none", *ours, "truncated@4", "shuffled@4"]
     assert found["raw"].f1.value == pytest.approx(1.0)
     assert found["symbols@4"].f1.value == pytest.approx(1.0)
     assert found["symbols@4"].f1.value > found["shuffled@4"].f1.value
     assert found["asked@4"].f1.value == pytest.approx(1.0)
     assert found["asked@4"].n_positions == found["symbols@4"].n_positions
+    # ByteCodec cannot write for a question: what is stored stays as it is.
+    assert found["refocused@4"].f1 == found["symbols@4"].f1
     assert found["none"].n_positions == 0
     assert found["truncated@4"].n_positions <= found["symbols@4"].n_positions
     assert found["symbols@4"].n_positions < found["raw"].n_positions / 3
@@ -320,7 +323,7 @@ def test_the_readers_answers_are_asked_together_where_it_can() -> None:
     codec = Many()
     answer_rows(ROWS, compressor=codec, reader=codec, settings=QASettings(), batch=5)
     # Every batch of questions under all conditions, before the next batch.
-    assert codec.sizes == [5] * 12 + [2] * 6
+    assert codec.sizes == [5] * 14 + [2] * 7
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_figures(tmp_path: Path) -> None:
@@ -355,7 +358,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_figures(tmp_path: Path) -
         ROWS, compressor=fresh, reader=fresh, settings=settings, log=PredictionLog(path)
     )
     assert found == whole
-    assert sum(call.method == "ask" for call in fresh.calls) == 6 * 12 - 17
+    assert sum(call.method == "ask" for call in fresh.calls) == 7 * 12 - 17
     again = ByteCodec()
     answer_rows(ROWS, compressor=again, reader=again, settings=settings, log=PredictionLog(path))
     assert again.calls == []
@@ -436,10 +439,12 @@ def test_a_text_is_cut_to_the_longest_beginning_that_fits(n: int) -> None:
 def test_conditions_are_named_by_their_ratio() -> None:
     assert [c.name for c in QASettings(ratios=(4.0, 8.5)).conditions][2:] == [
         "symbols@4",
+        "refocused@4",
         "asked@4",
         "truncated@4",
         "shuffled@4",
         "symbols@8.5",
+        "refocused@8.5",
         "asked@8.5",
         "truncated@8.5",
         "shuffled@8.5",

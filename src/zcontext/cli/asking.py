@@ -15,8 +15,8 @@ from zcontext.cli.console import Debug
 from zcontext.cli.spanning import Depth, Out, Ratio, Rows, Store, compressed, read_written
 from zcontext.config import DEFAULT_RATIO, CompressSettings, GenerationSettings
 from zcontext.errors import ConfigError
-from zcontext.spans import Part
-from zcontext.vocabulary import Symbols, ZVocabulary
+from zcontext.spans import Part, SupportsFocus, ZDocument
+from zcontext.vocabulary import Symbols
 
 
 def ask(
@@ -31,6 +31,9 @@ def ask(
     ] = None,
     ratio: Ratio = None,
     depth: Depth = None,
+    as_stored: Annotated[
+        bool, typer.Option("--as-stored", help="Do not write --spans again for the question.")
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Give the texts as they are.")] = False,
     jsonl: Rows = None,
     store: Store = None,
@@ -51,6 +54,8 @@ def ask(
 ) -> None:
     """Answer a question from texts that the model reads as symbols.
 
+    Symbols that were stored for any question are written for this one first, if the bundle can.
+
     Example:
       zcontext ask "Who approved the budget?" memo.txt --ratio 4
       zcontext ask "Who approved the budget?" --spans memo.spans.jsonl --json
@@ -65,28 +70,37 @@ def ask(
     texts = files.read_sources(sources or [], field=jsonl)
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
     reader = opened.reader()
-    parts = _stored_parts(lines, reader.vocabulary)
+    parts = _stored_parts(lines, opened, question=None if as_stored else question)
     if raw:
         parts += [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]
     elif texts:
-        found = compressed(texts, opened.compressor(store=store), settings)
-        parts += [document.parts for _, document in found]
+        parts += [d.parts for _, d in compressed(texts, opened.compressor(store=store), settings)]
     answer = reader.ask(question, _separated(parts), settings=generation)
     with files.open_sink(out) as sink:
-        if json_:
-            row = {"question": question, **dataclasses.asdict(answer)}
-            sink.line(json.dumps(row, ensure_ascii=False))
-        else:
-            sink.line(answer.text)
+        row = {"question": question, **dataclasses.asdict(answer)}
+        sink.line(json.dumps(row, ensure_ascii=False) if json_ else answer.text)
 
 
-def _stored_parts(lines: Iterable[files.Source], vocabulary: ZVocabulary) -> list[tuple[Part, ...]]:
-    """The parts of what `compress` wrote, in any of its formats."""
-    parts: list[tuple[Part, ...]] = []
-    for line in lines:
-        stored = read_written(line, vocabulary)
-        parts.append((stored,) if isinstance(stored, Symbols) else stored.parts)
-    return parts
+def _stored_parts(
+    lines: Iterable[files.Source], opened: engines.Engines, *, question: str | None
+) -> list[tuple[Part, ...]]:
+    """The parts of what `compress` wrote, in any of its formats, written for a question if any."""
+    stored = [read_written(line, opened.vocabulary) for line in lines]
+    if question is not None and question.strip():
+        stored = _refocused(stored, opened, question)
+    return [(each,) if isinstance(each, Symbols) else each.parts for each in stored]
+
+
+def _refocused(
+    stored: list[ZDocument | Symbols], opened: engines.Engines, question: str
+) -> list[ZDocument | Symbols]:
+    """What `compress` wrote, written for a question; bare symbols stay as they are."""
+    documents = [each for each in stored if isinstance(each, ZDocument)]
+    compressor = opened.compressor() if documents else None
+    if not (isinstance(compressor, SupportsFocus) and compressor.refocuses):
+        return stored
+    written = iter(compressor.compress_together(documents, question=question))
+    return [next(written) if isinstance(each, ZDocument) else each for each in stored]
 
 
 def _separated(texts: list[tuple[Part, ...]]) -> list[Part]:

@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from zcontext.config import GenerationSettings, to_json
-from zcontext.evaluation.conditions import Condition, Reader
+from zcontext.evaluation.conditions import FOR_QUESTIONS, Condition, Reader
 from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.metrics import exact_match, f1_score, normalise_answer
 from zcontext.evaluation.peers import Evictor
@@ -96,7 +96,7 @@ class QuestionTask:
         ]
         if condition.kind == "shuffled":
             facts.append(self._other(item).pieces)
-        if condition.kind == "asked":
+        if condition.kind in FOR_QUESTIONS:
             facts.append(self.panel.contexts.focus)
         return digest_of(*facts)
 

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["symbols", "asked", "shuffled", "raw", "none", "truncated", "peer", "evictor"]
-OURS: tuple[Kind, ...] = ("symbols", "asked")
+Written = Literal["symbols", "refocused", "asked", "shuffled"]
+Kind = Written | Literal["raw", "none", "truncated", "peer", "evictor"]
+OURS: tuple[Kind, ...] = ("symbols", "refocused", "asked")
 """Kinds that stand for the symbols of the very context."""
+FOR_QUESTIONS: tuple[Kind, ...] = ("refocused", "asked")
+"""Of these, what depends on the question."""
 Reader = Literal["infer", "control"]
 
 
@@ -21,10 +24,11 @@ class Condition:
     """What the reader is given beside the question, and who reads.
 
     Attributes:
-        kind: "symbols" of the context, symbols written for what is "asked" of it, "shuffled": the
-            symbols of another one, the context "raw", "none", "truncated" to as many positions as
-            its symbols take, shortened to as many by a "peer", or read whole by an "evictor" that
-            then keeps as many.
+        kind: "symbols" of the context, these "refocused": written again for what is asked of it,
+            symbols written of the text for what is "asked" of it, "shuffled": the symbols of
+            another one, the context "raw", "none", "truncated" to as many positions as its symbols
+            take, shortened to as many by a "peer", or read whole by an "evictor" that then keeps
+            as many.
         ratio: Source tokens per symbol; 0 where no symbols are counted.
         depth: Codes per symbol; None means the codec's own depth.
         method: Name of the peer or evictor.
@@ -91,8 +95,8 @@ def all_conditions(
     found = [RAW_CONTROL, NO_CONTEXT, Condition("raw"), Condition("none")]
     for ratio in ratios:
         found += [Condition("symbols", ratio, depth) for depth in depths]
-        found.append(Condition("asked", ratio, depths[0]))
-        found.append(Condition("shuffled", ratio, depths[0]))
+        kinds: tuple[Kind, ...] = (*FOR_QUESTIONS, "shuffled")
+        found += [Condition(kind, ratio, depths[0]) for kind in kinds]
         for who in readers:
             found.append(Condition("truncated", ratio, reader=who))
             found += [Condition("peer", ratio, method=name, reader=who) for name in peers]

@@ -13,9 +13,9 @@ from typing import Any
 
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
-from zcontext.evaluation.conditions import Condition
+from zcontext.evaluation.conditions import FOR_QUESTIONS, Condition
 from zcontext.evaluation.peers import Peer
-from zcontext.spans import Part, SupportsCompress, SupportsFocus
+from zcontext.spans import Part, SupportsCompress, SupportsFocus, ZDocument
 from zcontext.vocabulary import Symbols
 
 
@@ -38,7 +38,7 @@ class Contexts:
         self.compressor = compressor
         self._peers = dict(peers or {})
         self._keep_end = keep_end
-        self._symbols: dict[tuple[str, float, int | None], Symbols] = {}
+        self._stored: dict[tuple[str, float, int | None], ZDocument] = {}
         self._lengths: dict[tuple[str, float], int] = {}
         self._written_for: dict[tuple[Any, ...], list[Symbols]] = {}
         self._shortened: dict[tuple[str, str, int, str | None], str] = {}
@@ -58,13 +58,13 @@ class Contexts:
             depth: Codes per symbol.
         """
         distinct = dict.fromkeys(texts)
-        missing = [text for text in distinct if (text, ratio, depth) not in self._symbols]
+        missing = [text for text in distinct if (text, ratio, depth) not in self._stored]
         # Longest first: windows of like length make one batch.
         missing.sort(key=lambda text: -len(text))
         if missing:
             written = self.compressor.compress_many(missing, ratio=ratio, depth=depth)
             for text, document in zip(missing, written, strict=True):
-                self._symbols[text, ratio, depth] = document.symbols
+                self._stored[text, ratio, depth] = document
                 self._lengths[text, ratio] = document.n_symbols
 
     def symbols(self, text: str, condition: Condition) -> Symbols:
@@ -77,10 +77,7 @@ class Contexts:
         Returns:
             The symbols.
         """
-        key = (text, condition.ratio, condition.depth)
-        if key not in self._symbols:
-            self.write([text], ratio=condition.ratio, depth=condition.depth)
-        return self._symbols[key]
+        return self._document(text, condition).symbols
 
     def n_positions(self, pieces: Sequence[str], condition: Condition) -> int:
         """Positions that the symbols of some passages take: what every rival is held to.
@@ -115,7 +112,7 @@ class Contexts:
             condition: In which form.
             text: The passages as one text; joined by blank lines if left out.
             others: Passages of another row, whose symbols are the shuffled ones.
-            question: For peers that look at it.
+            question: What is asked, for those who write or shorten for it.
             room: Positions there are; what is beyond them is cut off.
 
         Returns:
@@ -131,7 +128,7 @@ class Contexts:
         if kind in ("symbols", "shuffled"):
             chosen = others if kind == "shuffled" else pieces
             return self._fitting([self.symbols(p, condition) for p in chosen], room)
-        if kind == "asked" and question is not None:
+        if kind in FOR_QUESTIONS and question is not None:
             return self._fitting(self._asked(pieces, condition, question), room)
         if kind == "raw":
             return [self._cut(whole, room)]
@@ -181,12 +178,25 @@ class Contexts:
             return max(0, self.compressor.count_tokens(whole) - room)
         return max(0, self.n_positions(pieces, condition) - room)
 
+    def _document(self, text: str, condition: Condition) -> ZDocument:
+        key = (text, condition.ratio, condition.depth)
+        if key not in self._stored:
+            self.write([text], ratio=condition.ratio, depth=condition.depth)
+        return self._stored[key]
+
     def _asked(self, pieces: Sequence[str], condition: Condition, question: str) -> list[Symbols]:
-        """Symbols of passages, written together for a question."""
-        key = (tuple(pieces), condition.ratio, condition.depth, question)
+        """Symbols of passages, written together for a question: of the text, or of what is stored.
+
+        What is stored stays as it is where the codec cannot write it again.
+        """
+        key = (tuple(pieces), condition, question)
         if key not in self._written_for:
             writer, ratio, depth = self.compressor, condition.ratio, condition.depth
-            if isinstance(writer, SupportsFocus):
+            if condition.kind == "refocused":
+                documents = [self._document(piece, condition) for piece in pieces]
+                if isinstance(writer, SupportsFocus) and writer.refocuses:
+                    documents = writer.compress_together(documents, question=question)
+            elif isinstance(writer, SupportsFocus):
                 documents = writer.compress_together(
                     pieces, question=question, ratio=ratio, depth=depth
                 )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from zcontext.errors import ConfigError
-from zcontext.evaluation.conditions import Condition, Reader
+from zcontext.evaluation.conditions import FOR_QUESTIONS, Condition, Reader
 from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.metrics import Estimate
 from zcontext.evaluation.predictions import Prediction, PredictionLog, digest_of
@@ -138,7 +138,8 @@ class ContinuationTask:
     ) -> None:
         self.passages = list(passages)
         # Evictors answer questions; they have no bits to offer.
-        self.conditions = tuple(c for c in conditions if c.kind not in ("asked", "evictor"))
+        without = (*FOR_QUESTIONS, "evictor")
+        self.conditions = tuple(c for c in conditions if c.kind not in without)
         self.contexts = contexts
         self.foretellers = foretellers
         self.about = about

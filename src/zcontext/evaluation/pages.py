@@ -36,7 +36,8 @@ RESTORED = (
 )
 LEGEND = (
     "Brackets hold 95 % bootstrap intervals, paired over items. `symbols@4` are our symbols at "
-    "four tokens each (`d2`: two codes per symbol); `shuffled` are another passage's symbols; "
+    "four tokens each (`d2`: two codes per symbol), `refocused` are these written again for the "
+    "question, `asked` are written of the text for it; `shuffled` are another passage's symbols; "
     "`truncated` is the text cut to as many positions; other names are other methods at the same "
     "positions. `/control` is read by the control, everything else by the bundle's INFER adapter. "
     "`over` counts overflows: items whose whole context did not fit the reader, so that only its "
@@ -98,8 +99,8 @@ def _headline(report: dict[str, Any]) -> list[str]:
     ratios = sorted({r["ratio"] for _, rows in found for r in rows if r["kind"] == "symbols"})
     if not ratios:
         return ["No task of this report has a raw control and a reader without context."]
-    heads = [f" symbols@{x:g} | asked@{x:g} | best rival@{x:g} |" for x in ratios]
-    lines = ["| task | items |" + "".join(heads), "|---|---|" + "---|---|---|" * len(ratios)]
+    heads = [f" {kind}@{x:g} |" for x in ratios for kind in (*OURS, "best rival")]
+    lines = ["| task | items |" + "".join(heads), "|---|---|" + "---|" * len(heads)]
     for task, rows in found:
         cells = []
         for ratio in ratios:

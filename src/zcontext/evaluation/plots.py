@@ -16,6 +16,7 @@ from zcontext.evaluation.summary import comparisons
 
 RATE, RETENTION, TIME = "rate-distortion.png", "retention.png", "time.png"
 SIZE = (6.4, 4.2)
+STYLES = (("symbols", "-"), ("refocused", "-."), ("asked", "--"), ("truncated", ":"))
 
 
 def draw_plots(report: dict[str, Any], folder: str | Path) -> list[str]:
@@ -96,7 +97,7 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
     drawn = False
     for number, (task, rows) in enumerate(comparisons(report)):
         colour = f"C{number % 10}"
-        for kind, style in (("symbols", "-"), ("asked", "--"), ("truncated", ":")):
+        for kind, style in STYLES:
             seen: dict[float, dict[str, Any]] = {}
             for row in rows:
                 known = row["retention"] and row["retention"]["value"] is not None
@@ -122,7 +123,7 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
         axes.set(
             xlabel="source tokens per position",
             ylabel="retention: 0 no context, 1 raw control",
-            title="Retention (dashed: written for the question; dotted: the text, cut)",
+            title="Retention (dashed: for the question, -. of what is stored; dotted: cut)",
             ylim=(-0.5, 1.5),
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -9,8 +9,8 @@ Framework-free and free of torch: it knows `SupportsCompress`, and nothing of do
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from zcontext.budget import Candidate, Choice, plan_budget
@@ -26,11 +26,14 @@ from zcontext.fragile import protected_places
 from zcontext.integrations.items import (
     Item,
     digest,
+    foreign,
     guarded,
+    is_whole,
     is_written,
     kept_source,
     n_positions_of,
     n_symbols_in,
+    rewritten_record,
     shares,
 )
 from zcontext.integrations.records import (
@@ -57,6 +60,7 @@ from zcontext.integrations.records import (
     record_of,
     stored_span,
     token_accuracy,
+    warn_stale,
     warn_unreadable,
     without_record,
 )
@@ -92,7 +96,6 @@ __all__ = [
     "without_record",
 ]
 
-
 _PLAIN: Final = CompressSettings()
 
 
@@ -104,8 +107,8 @@ class Exchange:
         compressor: Gives the compressor; called only when something has to be counted or
             compressed, so that swapping stored spans loads no weights.
         settings: When to exchange, and for how many symbols.
-        question: What will be asked of the chunks. Texts are then written for it; stored spans,
-            which serve every question, are not used.
+        question: What will be asked of the chunks. Texts are then written for it, without stored
+            spans, which serve every question; chunks that are symbols are written again from them.
     """
 
     def __init__(
@@ -172,19 +175,14 @@ class Exchange:
             self._plan(items, max_tokens)
         elif self.settings.max_symbols is not None:
             self._share_out(items, self.settings.max_symbols)
-        else:
-            self._compress([item for item in items if item.is_open], max_symbols=None)
+        later = self.settings.max_symbols is not None or max_tokens is not None
+        wanted = [i for i in items if (i.again and not i.dropped) or (i.is_open and not later)]
+        self._compress(wanted, max_symbols=None)
         for item in items:
             self._check_accuracy(item)
         stale = [f"{i.chunk.label}: {i.reason}" for i in items if i.reason.endswith(" span")]
         if stale:
-            warnings.warn(
-                f"Stored spans of {len(stale)} of {len(items)} chunks could not be used and the "
-                f"texts were compressed again ({'; '.join(stale[:3])}). Index them again with the "
-                "bundle in use, after splitting; a store that cuts long metadata loses spans too.",
-                StaleSpanWarning,
-                stacklevel=4,
-            )
+            warn_stale(stale, n_chunks=len(items), stacklevel=4)
         return items
 
     def _look(self, chunk: Chunk) -> Item:
@@ -194,11 +192,9 @@ class Exchange:
             item.stay("empty")
             return item
         found, reason = self._find(chunk)
-        if found is not None and has_symbols(chunk.text) and is_written(chunk.text, found):
-            if found.codec == self.vocabulary.codec:
-                item.document, item.kept = found, True
-                return item
-            item.text = self._source(chunk, found)
+        arrived = found is not None and has_symbols(chunk.text) and is_written(chunk.text, found)
+        if found is not None and arrived and self._stays(item, found):
+            return item
         item.text = self._guard(item)
         if self.settings.on_symbols == "keep" and has_symbols(item.text):
             item.kept = True
@@ -225,16 +221,20 @@ class Exchange:
         except CorruptSpanError:
             return None, "damaged span"  # the text is there: compressed again, with a warning
 
-    def _source(self, chunk: Chunk, found: ZDocument) -> str:
-        """The text behind symbols of another codec, where `keep_text` has kept it."""
-        text = kept_source(chunk, found)
+    def _stays(self, item: Item, found: ZDocument) -> bool:
+        """Whether a chunk that is symbols stays so; if not, it is what `keep_text` has kept."""
+        chunk, ours = item.chunk, found.codec == self.vocabulary.codec
+        asked = self._question is not None and is_whole(chunk.text, found)
+        text = kept_source(chunk, found) if asked or not ours else None
         if text is not None:
-            return text
-        raise CodecMismatchError(
-            f"{chunk.label} was already exchanged for symbols of codec {found.codec[:4]}, this is "
-            f"codec {self.vocabulary.tag}: load the bundle that wrote them, or retrieve the source "
-            "text and compress it again."
-        )
+            item.chunk, item.text = replace(chunk, text=text), text
+            return False
+        if ours:
+            compressor = self._compressor() if asked else None
+            item.document, item.kept = found, True
+            item.again = isinstance(compressor, SupportsFocus) and compressor.refocuses
+            return True
+        raise foreign(chunk, found, self.vocabulary)
 
     def _guard(self, item: Item) -> str:
         label = item.chunk.label
@@ -332,21 +332,24 @@ class Exchange:
     def _compress(self, items: Sequence[Item], *, max_symbols: int | None) -> None:
         if not items:
             return
-        compressor, texts = self._compressor(), [item.text for item in items]
+        compressor = self._compressor()
         settings = self._compress_settings(capped=max_symbols is not None)
         ratio = self.settings.ratio if max_symbols is None else None
         capped = max_symbols is not None or (ratio is None and settings.max_symbols is not None)
-        if self._question is not None and not capped and isinstance(compressor, SupportsFocus):
+        together, documents = list[Item](), list[ZDocument]()
+        if self._question is not None and isinstance(compressor, SupportsFocus):
+            together = [item for item in items if item.again or not capped]
+            given = [i.document if i.again and i.document else i.text for i in together]
             documents = compressor.compress_together(
-                texts, question=self._question, settings=settings, ratio=ratio
+                given, question=self._question, settings=settings, ratio=ratio
             )
-        else:
-            documents = compressor.compress_many(
-                texts, settings=settings, ratio=ratio, max_symbols=max_symbols
+        alone = [item for item in items if not (item.again or (together and not capped))]
+        if alone:
+            documents += compressor.compress_many(
+                [i.text for i in alone], settings=settings, ratio=ratio, max_symbols=max_symbols
             )
-        for item, document in zip(items, documents, strict=True):
-            self.vocabulary.check(document.symbols)
-            item.document = document
+        for item, document in zip([*together, *alone], documents, strict=True):
+            item.receive(document, self.vocabulary)
 
     def _compress_settings(self, *, capped: bool) -> CompressSettings:
         """Those of the compressor, so that what has a floor is measured when it is written."""
@@ -378,7 +381,7 @@ class Exchange:
 
     def _record(self, item: Item, action: Action) -> dict[str, Flat]:
         if item.kept:
-            return record_of(item.chunk.metadata)
+            return rewritten_record(item) if item.again else record_of(item.chunk.metadata)
         record: dict[str, Flat] = {ACTION: "raw" if item.raw else action, N_TOKENS: item.n_tokens}
         if item.reason:
             record[REASON] = item.reason

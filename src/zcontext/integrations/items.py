@@ -11,7 +11,21 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from zcontext.budget import Choice
-from zcontext.integrations.records import ACTION, N_TOKENS, TEXT, Chunk, Exchanged, Policy
+from zcontext.errors import CodecMismatchError
+from zcontext.integrations.records import (
+    ACCURACY,
+    ACTION,
+    N_POSITIONS,
+    N_SYMBOLS,
+    N_TOKENS,
+    SPAN,
+    TEXT,
+    Chunk,
+    Exchanged,
+    Flat,
+    Policy,
+    record_of,
+)
 from zcontext.spans import ZDocument, written_parts
 from zcontext.vocabulary import ZVocabulary, utf8_bytes
 
@@ -26,6 +40,7 @@ class Item:
     n_tokens: int = 0
     stored: bool = False  # the document was found, not written now
     kept: bool = False  # the text already is symbols
+    again: bool = False  # and they can be written again for the question
     raw: bool = False  # the text stays
     reason: str = ""
     settled: bool = False  # no symbols but those that are there will do
@@ -46,9 +61,29 @@ class Item:
         if choice.form == "text" and not (self.raw or self.kept):
             self.stay(self.reason or "fits")
 
+    def receive(self, document: ZDocument, vocabulary: ZVocabulary) -> None:
+        """Take what was written; symbols that stay as they were leave the chunk as it was."""
+        vocabulary.check(document.symbols)
+        if self.kept:
+            self.again = document != self.document
+            self.text = written_parts(vocabulary, document.parts) if self.again else self.text
+        self.document = document
+
     def left_out(self) -> Exchanged:
         """What leaves where a budget had no room."""
         return Exchanged("", {ACTION: "dropped", N_TOKENS: self.n_tokens})
+
+
+def rewritten_record(item: Item) -> dict[str, Flat]:
+    """The record of a chunk that already was symbols, and was written again for the question."""
+    record = record_of(item.chunk.metadata)
+    record.pop(ACCURACY, None)  # it was that of the symbols before
+    record[ACTION] = "refocused"
+    if item.document is not None:
+        record |= {N_SYMBOLS: item.document.n_symbols, SPAN: item.document.to_compact()}
+        if item.document.has_literals:
+            record[N_POSITIONS] = item.document.n_positions
+    return record
 
 
 def guarded(vocabulary: ZVocabulary, text: str, *, policy: Policy) -> str:
@@ -82,6 +117,15 @@ def kept_source(chunk: Chunk, found: ZDocument) -> str | None:
     return text if isinstance(text, str) and digest(text) == found.text_sha256 else None
 
 
+def foreign(chunk: Chunk, found: ZDocument, vocabulary: ZVocabulary) -> CodecMismatchError:
+    """What is to be raised where symbols are another codec's, and their text is not there."""
+    return CodecMismatchError(
+        f"{chunk.label} was already exchanged for symbols of codec {found.codec[:4]}, this is "
+        f"codec {vocabulary.tag}: load the bundle that wrote them, or retrieve the source "
+        "text and compress it again."
+    )
+
+
 def digest(text: str) -> str:
     """What a document names its source by."""
     return sha256(utf8_bytes(text)).hexdigest()
@@ -89,9 +133,17 @@ def digest(text: str) -> str:
 
 def is_written(text: str, found: ZDocument) -> bool:
     """Whether the text is a run of what a span vouches for, its symbols and literals, no more."""
+    return f" {' '.join(text.split())} " in f" {_written(found)} "
+
+
+def is_whole(text: str, found: ZDocument) -> bool:
+    """Whether the text is all of what a span vouches for."""
+    return " ".join(text.split()) == _written(found)
+
+
+def _written(found: ZDocument) -> str:
     writer = ZVocabulary(codec=found.codec, depth=found.depth, size=found.size)
-    whole = " ".join(written_parts(writer, found.parts).split())
-    return f" {' '.join(text.split())} " in f" {whole} "
+    return " ".join(written_parts(writer, found.parts).split())
 
 
 def n_symbols_in(vocabulary: ZVocabulary, text: str) -> int:

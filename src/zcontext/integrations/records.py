@@ -7,7 +7,7 @@ Framework-free and free of torch; it decides nothing, `exchange` does.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -42,7 +42,7 @@ KEYS: Final = (
     *(N_POSITIONS, KEPT, LOST),
 )
 
-Action = Literal["indexed", "swapped", "compressed", "raw", "dropped", "pruned"]
+Action = Literal["indexed", "swapped", "compressed", "refocused", "raw", "dropped", "pruned"]
 Output = Literal["symbols", "text"]
 Policy = Literal["refuse", "escape", "drop", "keep"]
 Flat = str | int | float
@@ -77,7 +77,8 @@ class ExchangeSettings:
         keep_text: Keep the source text in the metadata when symbols take its place.
         compress: Further settings of the compressor; its budget holds if none is given here.
         query_aware: Write the texts for the question they were retrieved for, at query time and
-            without stored spans; texts are indexed as without it.
+            without stored spans, and what already is symbols again from these, where the codec's
+            codes are names; texts are indexed as without it.
         output: "symbols", or "text" for readers that know none: shorter, readable text.
         protect: What is kept as text, besides what `compress` says; see `CompressSettings`.
 
@@ -225,6 +226,23 @@ def token_accuracy(document: ZDocument) -> float | None:
             return None
         right += span.fidelity.token_accuracy * len(span.tokens)
     return right / document.n_tokens if document.n_tokens else None
+
+
+def warn_stale(stale: Sequence[str], *, n_chunks: int, stacklevel: int = 1) -> None:
+    """Say that stored spans were of no use, and why.
+
+    Args:
+        stale: Which, and the reason of each.
+        n_chunks: Chunks there were.
+        stacklevel: 1 points at the caller of this function.
+    """
+    warnings.warn(
+        f"Stored spans of {len(stale)} of {n_chunks} chunks could not be used and the texts were "
+        f"compressed again ({'; '.join(stale[:3])}). Index them again with the bundle in use, "
+        "after splitting; a store that cuts long metadata loses spans too.",
+        StaleSpanWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def warn_unreadable(model: str, *, skipped: bool = False, stacklevel: int = 1) -> None:

@@ -62,7 +62,8 @@ class ZContextCompressor(BaseDocumentCompressor, BaseDocumentTransformer):
         keep_text: Keep the source text in metadata, for citations.
         settings: Further settings of the compressor.
         query_aware: Write documents for the query they were retrieved for: each is then compressed
-            at query time, and symbols stored in metadata are not used.
+            at query time, and symbols stored in metadata are not used. Documents that are symbols
+            already are written again from these, where the codec's codes are names.
         output: "text" cuts documents down to readable text, for models that know no symbols.
         protect: What is kept as text between symbols: "tables", "code", "json", "numbers",
             "names", "urls", or patterns such as "re:ART-[0-9]+".

@@ -89,7 +89,8 @@ class ZContextPostprocessor(_Exchanging, BaseNodePostprocessor):
         keep_text: Keep the source text in the metadata.
         compress: Further settings of the compressor.
         query_aware: Write nodes for the query they were retrieved for: each is then compressed at
-            query time, and the spans of `ZContextTransform` are not used.
+            query time, and the spans of `ZContextTransform` are not used. Nodes that are symbols
+            already are written again from these, where the codec's codes are names.
         output: "text" cuts nodes down to readable text, for LLMs that know no symbols.
         protect: What is kept as text between symbols: "tables", "code", "json", "numbers",
             "names", "urls", or patterns such as "re:ART-[0-9]+".

@@ -27,6 +27,8 @@ import torch
 
 import zcontext.writing
 from zcontext import CompressSettings, ZCompressor, ZDocument
+from zcontext.bundle import load_bundle
+from zcontext.bundles import find_bundle
 from zcontext.evaluation.metrics import bootstrap
 from zcontext.evaluation.report import write_json
 from zcontext.fidelity import Reading, read_spans
@@ -159,9 +161,12 @@ def main() -> None:
     parser.add_argument("--bundle", default="smollm2-135m")
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--documents", type=int, default=6)
+    parser.add_argument("--quantization", default="nf4")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/codec.json"))
     options = parser.parse_args()
-    compressor = ZCompressor.from_bundle(options.bundle)
+    chosen = {"quantization": options.quantization, "dtype": options.dtype}
+    compressor = ZCompressor(load_bundle(find_bundle(options.bundle), **chosen))
     texts = list(read_texts(options.data))
     windows = cut(compressor, texts, 100, options.windows)
     documents = cut(compressor, texts, DOCUMENT_TOKENS, options.documents)

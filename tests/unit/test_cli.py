@@ -375,9 +375,10 @@ class Refocuses(ByteCodec):
         self, texts: list[str | ZDocument], *, question: str, **keywords: Any
     ) -> list[ZDocument]:
         self.calls.append(ByteCall("compress_together", texts=(question,)))
-        documents = [text for text in texts if isinstance(text, ZDocument)]
-        assert len(documents) == len(texts)
-        return documents[::-1]
+        stored = [text for text in texts if isinstance(text, ZDocument)]
+        fresh = self.compress_many([text for text in texts if isinstance(text, str)])
+        assert texts[: len(stored)] == stored
+        return [*stored[::-1], *fresh]
 
 
 def test_stored_spans_are_written_for_the_question_unless_told_not_to(
@@ -389,7 +390,7 @@ def test_stored_spans_are_written_for_the_question_unless_told_not_to(
     run("compress", "b.txt", "--format", "symbols", "--out", "bare.txt")
     stored = ("ask", "Who was the keeper?", "-s", "spans.jsonl", "-s", "bare.txt")
     shown = []
-    for more in ((), ("--as-stored",)):
+    for more in ((), ("--any-question",)):
         codec.calls.clear()
         found = run(*stored, *more)
         assert found.exit_code == 0, found.output
@@ -401,6 +402,25 @@ def test_stored_spans_are_written_for_the_question_unless_told_not_to(
     codec.calls.clear()
     assert run("ask", "Who was the keeper?", "-s", "bare.txt").exit_code == 0
     assert {call.method for call in codec.calls} == {"ask"}
+
+
+@pytest.mark.parametrize("more", [(), ("--store", "kept.sqlite")])
+def test_texts_are_written_for_the_question(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
+    codec = Refocuses()
+    monkeypatch.setattr(engines, "open_engines", lambda *options: FakeEngines(codec))
+    run("compress", "b.txt", "--out", "spans.jsonl")
+    codec.calls.clear()
+    found = run("ask", "Who was the keeper?", "a.txt", "-s", "spans.jsonl", *more)
+    assert found.exit_code == 0, found.output
+    methods = [call.method for call in codec.calls]
+    assert methods.count("compress_together") == 1
+    (asked,) = [call for call in codec.calls if call.method == "ask"]
+    assert len([part for part in asked.parts if not isinstance(part, str)]) == 2
+    codec.calls.clear()
+    assert run("ask", "Who was the keeper?", "a.txt", "--any-question").exit_code == 0
+    assert "compress_together" not in {call.method for call in codec.calls}
 
 
 def test_raw_texts_are_asked_as_they_are(run: Callable[..., Result], codec: ByteCodec) -> None:

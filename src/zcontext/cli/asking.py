@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,8 +32,9 @@ def ask(
     ] = None,
     ratio: Ratio = None,
     depth: Depth = None,
-    as_stored: Annotated[
-        bool, typer.Option("--as-stored", help="Do not write --spans again for the question.")
+    any_question: Annotated[
+        bool,
+        typer.Option("--any-question", help="Use symbols that are not written for this question."),
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Give the texts as they are.")] = False,
     jsonl: Rows = None,
@@ -54,7 +56,8 @@ def ask(
 ) -> None:
     """Answer a question from texts that the model reads as symbols.
 
-    Symbols that were stored for any question are written for this one first, if the bundle can.
+    Symbols are written for the question, if the bundle can: those of texts, and again those that
+    were stored for any question.
 
     Example:
       zcontext ask "Who approved the budget?" memo.txt --ratio 4
@@ -70,37 +73,44 @@ def ask(
     texts = files.read_sources(sources or [], field=jsonl)
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
     reader = opened.reader()
-    parts = _stored_parts(lines, opened, question=None if as_stored else question)
+    stored = [read_written(line, opened.vocabulary) for line in lines]
+    parts: list[tuple[Part, ...]] = []
     if raw:
-        parts += [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]
-    elif texts:
-        parts += [d.parts for _, d in compressed(texts, opened.compressor(store=store), settings)]
+        parts = [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]
+        texts = []
+    asked = "" if any_question else question
+    written = _written(stored, texts, opened, settings, question=asked, store=store)
+    parts = [*((each,) if isinstance(each, Symbols) else each.parts for each in written), *parts]
     answer = reader.ask(question, _separated(parts), settings=generation)
     with files.open_sink(out) as sink:
         row = {"question": question, **dataclasses.asdict(answer)}
         sink.line(json.dumps(row, ensure_ascii=False) if json_ else answer.text)
 
 
-def _stored_parts(
-    lines: Iterable[files.Source], opened: engines.Engines, *, question: str | None
-) -> list[tuple[Part, ...]]:
-    """The parts of what `compress` wrote, in any of its formats, written for a question if any."""
-    stored = [read_written(line, opened.vocabulary) for line in lines]
-    if question is not None and question.strip():
-        stored = _refocused(stored, opened, question)
-    return [(each,) if isinstance(each, Symbols) else each.parts for each in stored]
-
-
-def _refocused(
-    stored: list[ZDocument | Symbols], opened: engines.Engines, question: str
+def _written(
+    stored: Sequence[ZDocument | Symbols],
+    texts: Sequence[files.Source],
+    opened: engines.Engines,
+    settings: CompressSettings,
+    *,
+    question: str,
+    store: Path | None,
 ) -> list[ZDocument | Symbols]:
-    """What `compress` wrote, written for a question; bare symbols stay as they are."""
-    documents = [each for each in stored if isinstance(each, ZDocument)]
-    compressor = opened.compressor() if documents else None
-    if not (isinstance(compressor, SupportsFocus) and compressor.refocuses):
-        return stored
-    written = iter(compressor.compress_together(documents, question=question))
-    return [next(written) if isinstance(each, ZDocument) else each for each in stored]
+    """What is stored, then the texts, all written for a question if any; bare symbols stay."""
+    if not texts and (not question.strip() or all(isinstance(each, Symbols) for each in stored)):
+        return list(stored)
+    compressor = opened.compressor(store=store)
+    focus = compressor if question.strip() and isinstance(compressor, SupportsFocus) else None
+    if focus is None or store is not None:  # what goes into a store serves every question
+        stored = [*stored, *(document for _, document in compressed(texts, compressor, settings))]
+        texts = []
+    if focus is None:
+        return list(stored)
+    again = [e for e in stored if isinstance(e, ZDocument)] if focus.refocuses else []
+    given: list[str | ZDocument] = [*again, *(text.text for text in texts)]
+    written = iter(focus.compress_together(given, question=question, settings=settings))
+    kept = [next(written) if again and isinstance(e, ZDocument) else e for e in stored]
+    return [*kept, *written]
 
 
 def _separated(texts: list[tuple[Part, ...]]) -> list[Part]:

@@ -75,15 +75,18 @@ def _plain(text: str) -> str:
 def answers(
     questions: tuple[str, ...], document: ZDocument, source: str, compressor: ZCompressor
 ) -> Table:
-    """The same questions to the same model: from symbols, from the text, from nothing."""
+    """The same questions to the same model: from symbols, from the text, from nothing.
+
+    For each question the stored symbols are written again: their text is not needed for it.
+    """
     table = Table(title="Answers", title_justify="left", show_lines=True)
     table.add_column("question")
-    for name in ("symbols for it", "symbols for any question", "the text", "nothing"):
+    for name in ("symbols, written for it", "symbols as stored", "the text", "nothing"):
         table.add_column(f"from {name}")
     reader = Inferencer(compressor.model)
     settings = GenerationSettings(max_new_tokens=24, stop=("\n",))
     for question in questions:
-        written = compressor.compress(source, question=question)
+        (written,) = compressor.compress_together([document], question=question)
         told = [
             reader.ask(question, context, settings=settings)
             for context in ([written.symbols], [document.symbols], [source], [])

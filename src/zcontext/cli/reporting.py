@@ -41,7 +41,7 @@ Control = Annotated[
     str | None,
     typer.Option(
         help="Bundle whose INFER adapter was trained on raw text, the raw control; the plain base "
-        "if left out."
+        "if left out. The bundle itself may be named."
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Few items: minutes on two CPU cores.")]
@@ -144,7 +144,8 @@ def report(
     data, names = _read(text or [], questions or [], books or [])
     chosen = (base, quantization, dtype, device)
     model = engines.open_engines(bundle, *chosen).model
-    other = control and engines.open_engines(control, *chosen).model
+    own = control == bundle
+    other = model if own else control and engines.open_engines(control, *chosen).model
     bench = _bench(model, other, control, peers)
     facts = {"bundle": _name(bundle), "base": _name(model.base.name), "quick": quick, "data": names}
     _measure(settings, data, bench, facts, out, seconds=most, share=share)

@@ -62,6 +62,7 @@ def open_bench(
     Args:
         model: Writes and reads symbols.
         control: Its INFER adapter, trained on raw text, is the control; None takes the plain base.
+            The model itself makes its own INFER adapter the control, which also reads text.
         control_name: What reports call it.
         with_peers: Also the other methods that are installed.
 
@@ -78,6 +79,8 @@ def open_bench(
         foretellers["control"] = PlainForeteller(model)
     else:
         told = f"INFER adapter of {control_name}, trained on raw text"
+        if control is model:
+            told = "the bundle's own INFER adapter, reading text"
         reader = Inferencer(control, prefix_cache_bytes=0)
         respondents["control"] = ReaderRespondent(reader, name="control")
         foretellers["control"] = InferForeteller(control)

@@ -42,7 +42,7 @@ def main(question: str, model: object = "smollm2-135m") -> None:
     engine = VectorStoreIndex(nodes, embed_model=embedding).as_query_engine(
         llm=llm,
         similarity_top_k=4,
-        node_postprocessors=[z.ZContextPostprocessor(model, ratio=4)],
+        node_postprocessors=[z.ZContextPostprocessor(model, ratio=4, query_aware=True)],
         response_synthesizer=z.zcontext_synthesizer(llm),
     )
     started = time.perf_counter()

@@ -35,7 +35,8 @@ def main(file: str, *questions: str, model: str = "smollm2-135m", ratio: float =
     reader = Inferencer(compressor.model)
     settings = GenerationSettings(max_new_tokens=32, stop=("\n",))
     for question in questions:
-        answer = reader.ask(question, [document.symbols], settings=settings)
+        (asked,) = compressor.compress_together([document], question=question)
+        answer = reader.ask(question, [asked.symbols], settings=settings)
         print(f"{question}\n  {answer.text.strip()}  ({answer.seconds:.1f} s)")
 
 

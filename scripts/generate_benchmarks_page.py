@@ -30,8 +30,8 @@ NOTE = (
 )
 
 SHIPPED = (
-    "\n\n**The bundle that ships is codec `{now}`, this report is of codec `{then}`.** Only the rows "
-    "of `symbols`, `asked` and `shuffled` depend on it. How the two differ is in the "
+    "\n\n**The bundle that ships is codec `{now}`, this report is of codec `{then}`.** Only the "
+    "rows of `symbols`, `asked` and `shuffled` depend on it. How the two differ is in the "
     "[log](development/log.md), figures of the shipped codec are in the [README](../README.md)."
 )
 

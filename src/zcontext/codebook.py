@@ -296,6 +296,8 @@ class Codebook(nn.Module):
         n = wording.ids.shape[1]
         names, starts = lexicon.named_at(wording.ids, wording.ends)
         found = name_phrases(names, starts, wording.ends, wording.surprisal, depth=depth)
+        if lexicon.complete:
+            return found.codes  # what is not said had no code left
         deviations = wording.tokens.float() - self.mean_embedding
         unsaid = weights_in_text(self.place_logits, wording.ends, n) * ~found.chosen.unsqueeze(1)
         left = wanted - unsaid @ deviations - self.rows_of(found.codes).sum(-2)

@@ -42,6 +42,7 @@ class Lexicon(nn.Module):
         self.register_buffer("named", torch.full((size, LONGEST), NO_TOKEN))
         self._phrases: tuple[int, list[Phrase]] = (-1, [])
         self._codes: tuple[int, dict[Phrase, int]] = (-1, {})
+        self._complete: tuple[int, bool] = (-1, False)
         self._shortest: tuple[int, float] = (-1, torch.inf)
         self._table: tuple[tuple[int, ...], Tensor | None] = ((), None)
 
@@ -75,6 +76,15 @@ class Lexicon(nn.Module):
             found = {phrase: code for code, phrase in enumerate(self.phrases) if phrase}
             self._codes = (version, found)
         return self._codes[1]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token of the base has a name."""
+        version = self.named._version
+        if self._complete[0] != version:
+            whole = all((token,) in self.codes for token in range(self.n_tokens))
+            self._complete = (version, whole)
+        return self._complete[1]
 
     # -- from codes to tokens ---------------------------------------------------------------------
 

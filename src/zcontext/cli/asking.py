@@ -19,6 +19,11 @@ from zcontext.errors import ConfigError
 from zcontext.spans import Part, SupportsFocus, ZDocument
 from zcontext.vocabulary import Symbols
 
+AnyQuestion = Annotated[
+    bool,
+    typer.Option("--any-question", help="Use symbols that are not written for this question."),
+]
+
 
 def ask(
     question: Annotated[str, typer.Argument(help="What is asked.")],
@@ -32,10 +37,7 @@ def ask(
     ] = None,
     ratio: Ratio = None,
     depth: Depth = None,
-    any_question: Annotated[
-        bool,
-        typer.Option("--any-question", help="Use symbols that are not written for this question."),
-    ] = False,
+    any_question: AnyQuestion = False,
     raw: Annotated[bool, typer.Option("--raw", help="Give the texts as they are.")] = False,
     jsonl: Rows = None,
     store: Store = None,
@@ -74,13 +76,11 @@ def ask(
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
     reader = opened.reader()
     stored = [read_written(line, opened.vocabulary) for line in lines]
-    parts: list[tuple[Part, ...]] = []
+    asked, fresh = "" if any_question else question, [] if raw else texts
+    written = _written(stored, fresh, opened, settings, question=asked, store=store)
+    parts = [(each,) if isinstance(each, Symbols) else each.parts for each in written]
     if raw:
-        parts = [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]
-        texts = []
-    asked = "" if any_question else question
-    written = _written(stored, texts, opened, settings, question=asked, store=store)
-    parts = [*((each,) if isinstance(each, Symbols) else each.parts for each in written), *parts]
+        parts += [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]
     answer = reader.ask(question, _separated(parts), settings=generation)
     with files.open_sink(out) as sink:
         row = {"question": question, **dataclasses.asdict(answer)}

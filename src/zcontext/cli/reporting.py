@@ -144,11 +144,14 @@ def report(
     data, names = _read(text or [], questions or [], books or [])
     chosen = (base, quantization, dtype, device)
     model = engines.open_engines(bundle, *chosen).model
-    own = control == bundle
-    other = model if own else control and engines.open_engines(control, *chosen).model
+    other = model if control == bundle else _opened(control, chosen)
     bench = _bench(model, other, control, peers)
     facts = {"bundle": _name(bundle), "base": _name(model.base.name), "quick": quick, "data": names}
     _measure(settings, data, bench, facts, out, seconds=most, share=share)
+
+
+def _opened(bundle: str | None, options: tuple[Any, ...]) -> Any:
+    return bundle and engines.open_engines(bundle, *options).model
 
 
 def _settings(quick: bool, **given: Any) -> SuiteSettings:

@@ -130,12 +130,12 @@ class SuiteSettings:
 
 QUICK = SuiteSettings(
     ratios=(4.0, 8.0),
-    questions=8,
-    hard=4,
+    questions=4,
+    hard=2,
     distractors=2,
     windows=4,
     window_tokens=(64,),
-    passages=3,
+    passages=2,
     context_tokens=256,
     needles=2,
     long_needles=2,
@@ -143,7 +143,7 @@ QUICK = SuiteSettings(
     generation=GenerationSettings(max_new_tokens=12, stop=("\n",)),
     readers=1,
     evictors=False,
-    time_tokens=(500, 1000),
+    time_tokens=(500,),
     time_repeats=1,
 )
 """Small enough for two CPU cores in ten minutes; its intervals are wide and say so."""

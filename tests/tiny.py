@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -81,5 +83,17 @@ def tiny_z(*, seed: int = 0, depth: int = 3, size: int = 32, named: bool = False
     if model.codebook.lexicon is not None:
         tokens = range(model.base_vocab - size + 1, model.base_vocab)
         model.codebook.lexicon.name([(token,) for token in tokens])
+    model.seal()
+    return model
+
+
+def tiny_focused(*, seed: int = 0, **codec: Any) -> ZLanguageModel:
+    """A codec, as `tiny_z` makes it, whose focus has an idea of its own."""
+    model = tiny_z(seed=seed, **codec)
+    focus = model.add_focus()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for tensor in focus.parameters():
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
     model.seal()
     return model

@@ -15,7 +15,7 @@ import torch
 
 from zcontext.config import DEFAULT_RATIO, GenerationSettings
 from zcontext.errata import Errata
-from zcontext.errors import CodecMismatchError, ConfigError, CorruptSpanError
+from zcontext.errors import ConfigError, CorruptSpanError
 from zcontext.generation import Decoding, Prefill, generate
 from zcontext.layouts import SpanLayout, embed_symbols, lay_out, lay_span, span_layouts
 from zcontext.model import ZLanguageModel
@@ -292,12 +292,7 @@ class ZDecompressor:
                 f"n_tokens must be 1 or more, got {n_tokens}", field="n_tokens", value=n_tokens
             )
         if isinstance(document, ZDocument):
-            if document.codec != model.codec:
-                raise CodecMismatchError(
-                    f"the document was written by codec {document.codec[:12]}..., this model is "
-                    f"{model.codec[:12]}...; load the bundle that wrote it, or compress the text "
-                    "again"
-                )
+            document.check_codec(model.codec)
             vocabulary.check(document.symbols)
             layouts = zip(document.spans, span_layouts(model, document), strict=True)
             return [self._span_row(span, layout, sampled=sampled) for span, layout in layouts]

@@ -20,7 +20,7 @@ from hashlib import sha256
 from itertools import groupby
 from typing import Any, Final
 
-from zcontext.errors import CorruptSpanError, ZContextError
+from zcontext.errors import CodecMismatchError, CorruptSpanError, ZContextError
 from zcontext.packing import ByteReader, ByteWriter
 from zcontext.symbols import MAX_DEPTH, Symbols, join
 from zcontext.zspan import (
@@ -132,6 +132,21 @@ class ZDocument:
             f"the spans end at token {at_token}, character {at_char}; the text has "
             f"{self.n_tokens} tokens and {self.n_chars} characters.",
         )
+
+    def check_codec(self, codec: str) -> None:
+        """Refuse to be read with another codec than the one that wrote it.
+
+        Args:
+            codec: Digest of the codec that is to read.
+
+        Raises:
+            CodecMismatchError: Another codec wrote the document.
+        """
+        if self.codec != codec:
+            raise CodecMismatchError(
+                f"the document was written by codec {self.codec[:12]}..., this model is "
+                f"{codec[:12]}...; load the bundle that wrote it, or compress the text again"
+            )
 
     @property
     def symbols(self) -> Symbols:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.documents import joined_parts
-from zcontext.errors import CodecMismatchError, SpanError
+from zcontext.errors import SpanError
 from zcontext.fragile import losable_places
 from zcontext.hearing import heard
 from zcontext.layouts import SpanLayout, span_layouts
@@ -138,12 +138,8 @@ def measure_fidelity(model: ZLanguageModel, document: ZDocument, text: str) -> Z
     Raises:
         CodecMismatchError: Another codec wrote the document.
         SpanError: The document does not stand for this text.
-    """
-    if document.codec != model.codec:
-        raise CodecMismatchError(
-            f"the document was written by codec {document.codec[:12]}..., this model is "
-            f"{model.codec[:12]}...; load the bundle that wrote it"
-        )
+    """  # noqa: DOC502 - some raised by the checks
+    document.check_codec(model.codec)
     _check_source(document, text)
     tokens = text_tokenizer(model.tokenizer).locate(
         text, max_tokens=max(1, document.n_tokens), breaks=literal_edges(document, text)

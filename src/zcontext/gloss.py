@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from zcontext.errors import CodecMismatchError, ConfigError
+from zcontext.errors import ConfigError
 from zcontext.lexicon import Lexicon
 from zcontext.model import ZLanguageModel
 from zcontext.spans import LiteralText, ZDocument, ZSpan
@@ -72,25 +72,6 @@ class SpanGloss:
         return dataclasses.replace(self.span, errata=b"", fidelity=None)
 
 
-def check_codec(model: ZLanguageModel, document: ZDocument) -> None:
-    """Refuse a document that this model cannot read.
-
-    Args:
-        model: Who is to read it.
-        document: The document.
-
-    Raises:
-        CodecMismatchError: Another codec wrote it.
-        UnknownSymbolError: Its symbols are deeper than the codec's.
-    """  # noqa: DOC502 - raised by the vocabulary
-    if document.codec != model.codec:
-        raise CodecMismatchError(
-            f"the document was written by codec {document.codec[:12]}..., this model is "
-            f"{model.codec[:12]}...; load the bundle that wrote it, or compress the text again"
-        )
-    model.vocabulary.check(document.symbols)
-
-
 def gloss_of(model: ZLanguageModel, document: ZDocument) -> tuple[SpanGloss, ...]:
     """What the codes of a document name.
 
@@ -105,7 +86,8 @@ def gloss_of(model: ZLanguageModel, document: ZDocument) -> tuple[SpanGloss, ...
         CodecMismatchError: Another codec wrote it.
         ConfigError: The codes of this codec are no names.
     """  # noqa: DOC502 - raised by the check
-    check_codec(model, document)
+    document.check_codec(model.codec)
+    model.vocabulary.check(document.symbols)
     lexicon = model.codebook.lexicon
     if lexicon is None:
         raise ConfigError(

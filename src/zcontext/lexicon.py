@@ -8,6 +8,7 @@ this module does not know: stages, latents, slots, text as characters.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -25,6 +26,15 @@ CHUNK = 4096
 """Rows that are made at once: a phrase's tokens are looked up one by one before they are summed."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """The lexicon as Python values."""
+
+    phrases: list[Phrase]
+    codes: dict[Phrase, int]
+    complete: bool
+
+
 class Lexicon(nn.Module):
     """What codes name.
 
@@ -40,10 +50,7 @@ class Lexicon(nn.Module):
         self.n_tokens = len(token_embeddings)
         self._embeddings = (token_embeddings,)  # the base's own, hidden from torch
         self.register_buffer("named", torch.full((size, LONGEST), NO_TOKEN))
-        self._phrases: tuple[int, list[Phrase]] = (-1, [])
-        self._codes: tuple[int, dict[Phrase, int]] = (-1, {})
-        self._complete: tuple[int, bool] = (-1, False)
-        self._shortest: tuple[int, float] = (-1, torch.inf)
+        self._read: tuple[int, _Names] = (-1, _Names([], {}, False))
         self._table: tuple[tuple[int, ...], Tensor | None] = ((), None)
 
     @torch.no_grad()
@@ -61,30 +68,28 @@ class Lexicon(nn.Module):
     @property
     def phrases(self) -> list[Phrase]:
         """What every code names; nothing for silence, and for a code that names none."""
-        version = self.named._version  # a bundle or a checkpoint may have been copied into it
-        if self._phrases[0] != version:
-            rows = self.named.tolist()
-            found = [tuple(token for token in row if token != NO_TOKEN) for row in rows]
-            self._phrases = (version, found)
-        return self._phrases[1]
+        return self._names.phrases
 
     @property
     def codes(self) -> dict[Phrase, int]:
         """The code of every phrase that is named."""
-        version = self.named._version
-        if self._codes[0] != version:
-            found = {phrase: code for code, phrase in enumerate(self.phrases) if phrase}
-            self._codes = (version, found)
-        return self._codes[1]
+        return self._names.codes
 
     @property
     def complete(self) -> bool:
         """Whether every token of the base has a name."""
-        version = self.named._version
-        if self._complete[0] != version:
-            whole = all((token,) in self.codes for token in range(self.n_tokens))
-            self._complete = (version, whole)
-        return self._complete[1]
+        return self._names.complete
+
+    @property
+    def _names(self) -> _Names:
+        version = self.named._version  # a bundle or a checkpoint may have been copied into it
+        if self._read[0] != version:
+            rows = self.named.tolist()
+            phrases = [tuple(token for token in row if token != NO_TOKEN) for row in rows]
+            codes = {phrase: code for code, phrase in enumerate(phrases) if phrase}
+            complete = all((token,) in codes for token in range(self.n_tokens))
+            self._read = (version, _Names(phrases, codes, complete))
+        return self._read[1]
 
     # -- from codes to tokens ---------------------------------------------------------------------
 
@@ -154,12 +159,9 @@ class Lexicon(nn.Module):
         Returns:
             The squared length; infinite where no token is named.
         """
-        version = self.named._version
-        if self._shortest[0] != version:
-            alone = self.named[(self.named[:, 0] != NO_TOKEN) & (self.named[:, 1] == NO_TOKEN), 0]
-            energy = self._deviations(alone, mean).square().sum(-1)
-            self._shortest = (version, float(energy.amin()) if len(energy) else torch.inf)
-        return self._shortest[1]
+        alone = self.named[(self.named[:, 0] != NO_TOKEN) & (self.named[:, 1] == NO_TOKEN), 0]
+        energy = self._deviations(alone, mean).square().sum(-1)
+        return float(energy.amin()) if len(energy) else torch.inf
 
     def _deviations(self, tokens: Tensor, mean: Tensor) -> Tensor:
         """Rows of tokens, nothing for `NO_TOKEN`, `[..., hidden]`."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from zcontext.config import CompressSettings
 from zcontext.drafts import Draft
 from zcontext.errors import ConfigError
-from zcontext.gloss import SpanGloss, check_codec, gloss_of
+from zcontext.gloss import SpanGloss, gloss_of
 from zcontext.literals import LaidWindow
 from zcontext.model import ZLanguageModel
 from zcontext.segmentation import DocumentBudget
@@ -77,7 +77,8 @@ def reopened(
         ConfigError: The codes of the codec are no names, or a span does not fit the base with the
             question in front of it.
     """  # noqa: DOC502 - some raised by the steps
-    check_codec(model, document)
+    document.check_codec(model.codec)
+    model.vocabulary.check(document.symbols)
     if not focuses(settings, model):
         return None
     glosses = gloss_of(model, document)

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny import tiny_base, tiny_z
+from tiny import tiny_base, tiny_focused, tiny_z
 from zcontext.attending import relevance
 from zcontext.bundle import load_bundle, save_bundle
 from zcontext.compressor import ZCompressor
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError, ModelError
 from zcontext.integrations.exchange import Chunk, Exchange, ExchangeSettings
-from zcontext.model import ZLanguageModel
 from zcontext.readers import ZDecompressor
 from zcontext.spans import SupportsFocus, ZDocument
 from zcontext.store import MemoryStore
@@ -24,18 +23,6 @@ TEXT = "Anna lives in Oslo. In 2019 she moved there from Lima, where her father 
 OTHER = "The harbour of the town is deep, and ships of every size can lie there in a storm. "
 ASKED = "Where did she live before?"
 SMALL = CompressSettings(window=32)
-
-
-def focused(*, seed: int = 0) -> ZLanguageModel:
-    """A tiny codec whose focus has an idea of its own."""
-    model = tiny_z(seed=seed)
-    focus = model.add_focus()
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for tensor in focus.parameters():
-            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
-    model.seal()
-    return model
 
 
 def lengths(document: ZDocument) -> list[int]:
@@ -48,7 +35,7 @@ def lengths(document: ZDocument) -> list[int]:
 
 
 def test_symbols_go_unevenly_and_are_as_many_as_without() -> None:
-    compressor = ZCompressor(focused())
+    compressor = ZCompressor(tiny_focused())
     plain = compressor.compress(TEXT * 2, settings=SMALL, ratio=4)
     asked = compressor.compress(TEXT * 2, settings=SMALL, ratio=4, question=ASKED)
     assert asked.n_symbols == plain.n_symbols
@@ -59,7 +46,7 @@ def test_symbols_go_unevenly_and_are_as_many_as_without() -> None:
 
 @pytest.mark.parametrize("budget", [{"ratio": 3}, {"max_symbols": 17}, {"bits_per_symbol": 12.0}])
 def test_every_budget_is_kept(budget: dict[str, float]) -> None:
-    document = ZCompressor(focused()).compress(TEXT, settings=SMALL, question=ASKED, **budget)
+    document = ZCompressor(tiny_focused()).compress(TEXT, settings=SMALL, question=ASKED, **budget)
     if "max_symbols" in budget:
         assert document.n_symbols == 17
     elif "ratio" in budget:
@@ -69,7 +56,7 @@ def test_every_budget_is_kept(budget: dict[str, float]) -> None:
 
 
 def test_without_a_question_nothing_changes() -> None:
-    plain, with_focus = tiny_z(), focused()
+    plain, with_focus = tiny_z(), tiny_focused()
     assert with_focus.codec == plain.codec
     before = ZCompressor(plain).compress(TEXT, settings=SMALL)
     assert ZCompressor(with_focus).compress(TEXT, settings=SMALL).to_bytes() == before.to_bytes()
@@ -77,7 +64,7 @@ def test_without_a_question_nothing_changes() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_same_question_gives_the_same_bytes_alone_and_among_others(batch_size: int) -> None:
-    compressor = ZCompressor(focused(), batch_size=batch_size)
+    compressor = ZCompressor(tiny_focused(), batch_size=batch_size)
     chosen = SMALL.replace(question=ASKED)
     texts = [TEXT, "Another text.", TEXT + OTHER]
     alone = [compressor.compress(text, settings=chosen).to_bytes() for text in texts]
@@ -86,7 +73,7 @@ def test_the_same_question_gives_the_same_bytes_alone_and_among_others(batch_siz
 
 
 def test_text_that_is_kept_stays_where_it_is() -> None:
-    compressor = ZCompressor(focused())
+    compressor = ZCompressor(tiny_focused())
     chosen = SMALL.replace(question=ASKED, protect=("numbers",), ratio=3.0)
     document = compressor.compress(TEXT, settings=chosen)
     assert "2019" in [lit.text.strip() for span in document.spans for lit in span.literals]
@@ -97,14 +84,14 @@ def test_text_that_is_kept_stays_where_it_is() -> None:
 
 
 def test_it_reads_back_exactly_where_that_is_asked_for() -> None:
-    model = focused()
+    model = tiny_focused()
     chosen = SMALL.replace(question=ASKED, exact=True)
     document = ZCompressor(model).compress(TEXT, settings=chosen)
     assert ZDecompressor(model).decompress(document) == TEXT
 
 
 def test_texts_found_for_one_question_share_one_budget() -> None:
-    compressor = ZCompressor(focused())
+    compressor = ZCompressor(tiny_focused())
     assert isinstance(compressor, SupportsFocus)
     texts = [OTHER, TEXT, OTHER * 2]
     together = compressor.compress_together(texts, question=ASKED, settings=SMALL, ratio=4)
@@ -131,10 +118,10 @@ def test_a_codec_without_focus_writes_texts_by_themselves() -> None:
 
 def test_a_store_tells_documents_of_another_focus_apart() -> None:
     store = MemoryStore()
-    for model in (focused(seed=0), focused(seed=0)):
+    for model in (tiny_focused(seed=0), tiny_focused(seed=0)):
         ZCompressor(model, store=store).compress(TEXT, question=ASKED)
     assert len(store) == 1
-    retrained = focused(seed=0)
+    retrained = tiny_focused(seed=0)
     with torch.no_grad():
         retrained.add_focus().out.weight.add_(0.5)
     retrained.seal()
@@ -145,7 +132,7 @@ def test_a_store_tells_documents_of_another_focus_apart() -> None:
 
 def test_a_bundle_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zcontext.bundle.load_base", lambda *_, **__: tiny_base())
-    model = focused()
+    model = tiny_focused()
     save_bundle(model, tmp_path / "bundle")
     again = load_bundle(tmp_path / "bundle")
     assert again.focus is not None
@@ -158,7 +145,7 @@ def test_a_bundle_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_padding_tells_it_nothing() -> None:
-    model = focused()
+    model = tiny_focused()
     asked, text = list(b"Who?"), list(TEXT.encode())
     rows = [[*asked, *text[:20]], [*asked, *text]]
     found = []
@@ -182,7 +169,7 @@ def test_asking_a_codec_that_has_none_is_an_error() -> None:
 
 
 def test_a_framework_has_retrieved_texts_share_a_budget() -> None:
-    compressor = ZCompressor(focused())
+    compressor = ZCompressor(tiny_focused())
     settings = ExchangeSettings(ratio=4, min_tokens=1, query_aware=True)
     exchange = Exchange(
         compressor.vocabulary, compressor=lambda: compressor, settings=settings, question=ASKED

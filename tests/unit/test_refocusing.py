@@ -7,11 +7,10 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny import tiny_z
+from tiny import tiny_focused, tiny_z
 from zcontext.compressor import ZCompressor
 from zcontext.config import CompressSettings
 from zcontext.errors import CodecMismatchError, ConfigError, SpanError
@@ -38,14 +37,7 @@ def focusing(
     *, size: int = EVERY_BYTE, depth: int = 4, named: bool = True, seed: int = 0
 ) -> ZLanguageModel:
     """A tiny codec of names whose focus has an idea of its own."""
-    model = tiny_z(named=named, size=size, depth=depth, seed=seed)
-    focus = model.add_focus()
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for tensor in focus.parameters():
-            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
-    model.seal()
-    return model
+    return tiny_focused(named=named, size=size, depth=depth, seed=seed)
 
 
 @pytest.fixture(scope="module")

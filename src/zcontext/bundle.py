@@ -198,10 +198,34 @@ def _read_part(folder: Path, part: str, entry: Any) -> dict[str, Tensor]:
             f"{path} was altered or cut short: its SHA-256 is {found[:12]}..., the "
             f"manifest says {str(wanted)[:12]}...; fetch the bundle again"
         )
+    return _tensors(path, data)
+
+
+def _tensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return load(data)
     except SafetensorError as error:
         raise BundleError(f"{path} is not a safetensors file: {error}") from error
+
+
+def replace_infer(model: ZLanguageModel, file: str | Path) -> None:
+    """Give a model another INFER adapter than its bundle's. Its codec stays what it is.
+
+    Args:
+        model: The model.
+        file: The `infer.safetensors` of a bundle with adapters of the same shape.
+
+    Raises:
+        BundleError: The file is missing, damaged, or does not fit the model.
+    """
+    path = Path(file)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error}); give the infer.safetensors of a trained bundle"
+        ) from error
+    fill(model, {"infer": _tensors(path, data)})
 
 
 def read_parts(

@@ -11,7 +11,15 @@ import torch
 
 import zcontext.bundle
 from tiny import tiny_base, tiny_z
-from zcontext.bundle import MANIFEST, fill, load_bundle, read_manifest, read_parts, save_bundle
+from zcontext.bundle import (
+    MANIFEST,
+    fill,
+    load_bundle,
+    read_manifest,
+    read_parts,
+    replace_infer,
+    save_bundle,
+)
 from zcontext.bundles import find_bundle
 from zcontext.compressor import ZCompressor
 from zcontext.errors import BundleError
@@ -202,6 +210,26 @@ def test_some_parts_can_be_filled_alone(saved):
     fill(model, read_parts(saved[0], ["infer"]))
     for name, tensor in saved[1].adapters.state("infer").items():
         assert torch.equal(tensor, model.adapters.state("infer")[name])
+
+
+def test_another_infer_is_put_in_and_the_codec_stays(saved, tmp_path):
+    model = tiny_z()
+    for parameter in model.adapters.named_parameters("infer").values():
+        parameter.data.zero_()
+    codec = model.codec
+    replace_infer(model, saved[0] / "infer.safetensors")
+    for name, tensor in saved[1].adapters.state("infer").items():
+        assert torch.equal(tensor, model.adapters.state("infer")[name])
+    assert model.codec == codec
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no tensors")
+    for file, told in (
+        (tmp_path / "none.safetensors", "trained bundle"),
+        (broken, "not a safetensors file"),
+        (saved[0] / "codebook.safetensors", "does not fit"),
+    ):
+        with pytest.raises(BundleError, match=told):
+            replace_infer(model, file)
 
 
 def test_a_bundle_is_found_by_folder_by_name_and_by_environment(saved, tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from test_evaluation import ByteJudge
 from test_tasks import BOOK, ROWS, ByteForeteller, Echo, Halves
 from typer.testing import CliRunner, Result
 
+from tiny import tiny_z
 from zcontext.cli import app, engines
 from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError
@@ -286,6 +289,34 @@ def test_parts_are_put_together_by_the_command_without_a_part(
     wrong = run(*arguments, "--part", "half")
     assert wrong.exit_code == 1
     assert "K/N" in wrong.output
+
+
+def test_the_control_may_be_an_adapter_alone(
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = tiny_z().adapters.state("infer")
+    save_file(
+        {name: torch.full_like(t, 0.5) for name, t in state.items()}, tmp_path / "raw.safetensors"
+    )
+    read: list[ZLanguageModel] = []
+
+    def opened(model: ZLanguageModel, *, control: ZLanguageModel, **options: Any) -> Bench:
+        assert options["control_name"] == "raw.safetensors"
+        read.extend([model, control])
+        return byte_bench()
+
+    monkeypatch.setattr(engines, "open_engines", lambda *o: SimpleNamespace(model=tiny_z()))
+    monkeypatch.setattr(benches, "open_bench", opened)
+    found = run(
+        *("--questions", "towers.jsonl", "--out", "r", "--quick", "--part", "1/2"),
+        *("--control", "raw.safetensors"),
+    )
+    assert found.exit_code == 0, found.output
+    own, control = ([*z.adapters.state("infer").values()] for z in read)
+    assert all(bool((weight == 0.5).all()) for weight in control)
+    assert not all(bool((weight == 0.5).all()) for weight in own)
 
 
 def test_files_of_one_name_and_no_data_are_refused(

@@ -40,8 +40,8 @@ Books = Annotated[list[str] | None, typer.Option(help="Long texts to hide needle
 Control = Annotated[
     str | None,
     typer.Option(
-        help="Bundle whose INFER adapter was trained on raw text, the raw control; the plain base "
-        "if left out. The bundle itself may be named."
+        help="Bundle whose INFER adapter was trained on raw text, the raw control, or the adapter "
+        "alone (.safetensors); the plain base if left out. The bundle itself may be named."
     ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="Few items: minutes on two CPU cores.")]
@@ -144,14 +144,21 @@ def report(
     data, names = _read(text or [], questions or [], books or [])
     chosen = (base, quantization, dtype, device)
     model = engines.open_engines(bundle, *chosen).model
-    other = model if control == bundle else _opened(control, chosen)
+    other = model if control == bundle else _control(control, bundle, chosen)
     bench = _bench(model, other, control, peers)
     facts = {"bundle": _name(bundle), "base": _name(model.base.name), "quick": quick, "data": names}
     _measure(settings, data, bench, facts, out, seconds=most, share=share)
 
 
-def _opened(bundle: str | None, options: tuple[Any, ...]) -> Any:
-    return bundle and engines.open_engines(bundle, *options).model
+def _control(named: str | None, bundle: str, options: tuple[Any, ...]) -> Any:
+    """The model that reads raw text: another bundle's, or this one's with another INFER."""
+    from zcontext.bundle import replace_infer
+
+    if named is None or not named.endswith(".safetensors"):
+        return named and engines.open_engines(named, *options).model
+    model = engines.open_engines(bundle, *options).model
+    replace_infer(model, named)
+    return model
 
 
 def _settings(quick: bool, **given: Any) -> SuiteSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import pytest
 from test_evaluation import ByteJudge
 
 from zcontext.config import GenerationSettings
-from zcontext.errors import ConfigError
+from zcontext.errors import ConfigError, StoreError
 from zcontext.evaluation.asking import Panel, QuestionTask, contains, is_refusal
 from zcontext.evaluation.conditions import NO_CONTEXT, RAW_CONTROL, Condition, all_conditions
 from zcontext.evaluation.contexts import Contexts, cut_to
@@ -422,10 +423,16 @@ def test_parts_do_all_of_the_work_once_and_a_run_without_a_part_finds_it(tmp_pat
     # Neither has all of what is left over: the parts take turns from task to task.
     assert abs(len(keys[0]) - len(keys[1])) <= 4
     before = now[0]
-    log = PredictionLog(tmp_path / "predictions.jsonl", also=paths)
+    packed = tmp_path / "predictions-2-of-2.jsonl.gz"
+    packed.write_bytes(gzip.compress(paths.pop().read_bytes()))
+    log = PredictionLog(tmp_path / "predictions.jsonl", also=[*paths, packed])
     run_tasks(tasks, log=log)
     assert now[0] == before
     assert all(measured(task, log) == list(range(9)) for task in tasks)
+    for damaged in (b"no archive", packed.read_bytes()[:-20]):
+        packed.write_bytes(damaged)
+        with pytest.raises(StoreError, match="not a file of predictions"):
+            PredictionLog(also=[packed])
     for number, of in ((0, 2), (3, 2), (1, 0)):
         with pytest.raises(ConfigError, match="counted from 1"):
             Share(number, of)

@@ -203,7 +203,7 @@ def _measure(
     own = out / "predictions.jsonl"
     if share is not None:
         own = out / f"predictions-{share.number}-of-{share.of}.jsonl"
-    log = PredictionLog(own, also=[p for p in sorted(out.glob("predictions*.jsonl")) if p != own])
+    log = PredictionLog(own, also=[p for p in sorted(out.glob("predictions*.jsonl*")) if p != own])
     tasks = build_tasks(settings, data, bench)
     n = sum(len(task) * len(task.conditions) for task in tasks)
     say(f"{len(tasks)} tasks, {n:,} predictions; a first chunk of each tells how long it takes")

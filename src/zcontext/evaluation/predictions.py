@@ -6,7 +6,9 @@ does not know how answers are made or scored.
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -39,8 +41,9 @@ class PredictionLog:
 
     Args:
         path: The file; lines that a killed run left unfinished are cut off.
-        also: Files of other runs, which are read and left as they are. Another process may be
-            writing them, so an unfinished last line is passed over.
+        also: Files of other runs, which are read and left as they are (`.gz` where they were
+            packed away). Another process may be writing them, so an unfinished last line is
+            passed over.
 
     Raises:
         StoreError: The file cannot be read or written, or holds something else.
@@ -58,7 +61,7 @@ class PredictionLog:
         if path.exists():
             try:
                 self._load(path, mend=mend)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
                 raise StoreError(
                     f"{path} is not a file of predictions ({error}); give another path, or delete "
                     "it to start over"
@@ -66,6 +69,8 @@ class PredictionLog:
 
     def _load(self, path: Path, *, mend: bool) -> None:
         data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
         whole = data[: data.rfind(b"\n") + 1]
         for line in whole.splitlines():
             row = json.loads(line)

@@ -210,6 +210,7 @@ def test_plots_are_drawn_and_the_same_twice(report: dict[str, Any], tmp_path: Pa
     draw_plots(json.loads(json.dumps(report)), tmp_path)
     assert [(tmp_path / name).read_bytes() for name in (RATE, RETENTION)] == first
     assert draw_plots({"tasks": []}, tmp_path) == []
+    assert not [*tmp_path.glob("*.png")]  # what is not drawn any more does not stay
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,17 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[str]:
         # Not pyplot, which keeps figures and a backend for the whole process.
         figure = Figure(figsize=SIZE, layout="constrained")
         canvas = FigureCanvasAgg(figure)
-        if draw(report, figure.add_subplot()):
-            try:
-                Path(folder).mkdir(parents=True, exist_ok=True)
+        drawn, path = draw(report, figure.add_subplot()), Path(folder, name)
+        try:
+            if drawn:
+                path.parent.mkdir(parents=True, exist_ok=True)
                 # No version or date inside: the same figures give the same file.
-                canvas.print_png(str(Path(folder, name)), metadata={"Software": None})
-            except OSError as error:
-                raise StoreError(f"cannot write {name} into {folder}: {error}") from error
-            written.append(name)
+                canvas.print_png(str(path), metadata={"Software": None})
+                written.append(name)
+            else:  # an earlier report's would pass for this one's
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {name} into {folder}: {error}") from error
     return written
 
 

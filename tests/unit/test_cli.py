@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -157,8 +158,17 @@ def test_exact_texts_are_counted_in_bits_and_said_to_be_exact(run: Callable[...,
     assert (back.stdout_bytes, "1 of 1 exact" in back.stderr) == (TEXT.encode(), True)
     told = json.loads(run("decompress", "-", "--json", stdin=packed.stdout).stdout)
     assert told["exact"]
-    plain = run("compress", "a.txt", "--ratio", "1").stdout  # where ByteCodec writes no errata
-    assert "0 of 1 exact" in run("decompress", "-", stdin=plain).stderr
+    document = ZDocument.from_dict(row["document"])
+    spans = (dataclasses.replace(span, errata=b"") for span in document.spans)
+    without = dataclasses.replace(document, spans=tuple(spans))
+    inexact = json.dumps({**row, "document": without.to_dict()})
+    plain = run("compress", "a.txt", "--ratio", "1").stdout  # the codes alone say all
+    for packed_text, n_exact in ((plain, 1), (inexact, 0)):
+        assert f"{n_exact} of 1 exact" in run("decompress", "-", stdin=packed_text).stderr
+        told = json.loads(run("decompress", "-", "--json", stdin=packed_text).stdout)
+        assert told["exact"] == (told["text"] == TEXT) == bool(n_exact)
+    bare = run("compress", "a.txt", "--ratio", "1", "--format", "symbols").stdout
+    assert "0 of 1 exact" in run("decompress", "-", stdin=bare).stderr
     assert "errata bits" in run("inspect", "a.txt", "--exact", "--ratio", "16").stdout
 
 

@@ -76,7 +76,8 @@ def ask(
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
     reader = opened.reader()
     stored = [read_written(line, opened.vocabulary) for line in lines]
-    asked, fresh = "" if any_question else question, [] if raw else texts
+    asked = "" if any_question else question
+    fresh = [] if raw else texts
     written = _written(stored, fresh, opened, settings, question=asked, store=store)
     parts = [(each,) if isinstance(each, Symbols) else each.parts for each in written]
     if raw:

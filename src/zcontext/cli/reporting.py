@@ -144,21 +144,22 @@ def report(
     data, names = _read(text or [], questions or [], books or [])
     chosen = (base, quantization, dtype, device)
     model = engines.open_engines(bundle, *chosen).model
-    other = model if control == bundle else _control(control, bundle, chosen)
-    bench = _bench(model, other, control, peers)
+    bench = _bench(model, _control(control, model, bundle, chosen), control, peers)
     facts = {"bundle": _name(bundle), "base": _name(model.base.name), "quick": quick, "data": names}
     _measure(settings, data, bench, facts, out, seconds=most, share=share)
 
 
-def _control(named: str | None, bundle: str, options: tuple[Any, ...]) -> Any:
-    """The model that reads raw text: another bundle's, or this one's with another INFER."""
+def _control(named: str | None, model: Any, bundle: str, options: tuple[Any, ...]) -> Any:
+    """The model that reads raw text: none, this one, another bundle's, or with another INFER."""
     from zcontext.bundle import replace_infer
 
-    if named is None or not named.endswith(".safetensors"):
-        return named and engines.open_engines(named, *options).model
-    model = engines.open_engines(bundle, *options).model
-    replace_infer(model, named)
-    return model
+    if not named or named == bundle:
+        return model if named else None
+    if not named.endswith(".safetensors"):
+        return engines.open_engines(named, *options).model
+    other = engines.open_engines(bundle, *options).model
+    replace_infer(other, named)
+    return other
 
 
 def _settings(quick: bool, **given: Any) -> SuiteSettings:
@@ -181,7 +182,7 @@ def _bench(model: Any, other: Any, name: str | None, peers: bool) -> Bench:
 
     show_logs()  # it tells which methods are not installed
     told = _name(name or "")
-    return benches.open_bench(model, control=other or None, control_name=told, with_peers=peers)
+    return benches.open_bench(model, control=other, control_name=told, with_peers=peers)
 
 
 def _measure(
@@ -203,7 +204,8 @@ def _measure(
     own = out / "predictions.jsonl"
     if share is not None:
         own = out / f"predictions-{share.number}-of-{share.of}.jsonl"
-    log = PredictionLog(own, also=[p for p in sorted(out.glob("predictions*.jsonl*")) if p != own])
+    found = (path for end in ("", ".gz") for path in sorted(out.glob(f"predictions*.jsonl{end}")))
+    log = PredictionLog(own, also=[path for path in found if path != own])
     tasks = build_tasks(settings, data, bench)
     n = sum(len(task) * len(task.conditions) for task in tasks)
     say(f"{len(tasks)} tasks, {n:,} predictions; a first chunk of each tells how long it takes")
@@ -217,7 +219,7 @@ def _measure(
             "the same command without --part writes the report"
         )
         return
-    found = summarise(
+    figures = summarise(
         tasks,
         log,
         seed=settings.seed,
@@ -228,7 +230,7 @@ def _measure(
             "times": _times(settings, data, bench),
         },
     )
-    _write(found, out)
+    _write(figures, out)
     say(f"done in {spoken(took)}: {out}/report.md, report.json and the plots")
 
 

@@ -69,7 +69,7 @@ class PredictionLog:
 
     def _load(self, path: Path, *, mend: bool) -> None:
         data = path.read_bytes()
-        if path.suffix == ".gz":
+        if path.suffix == ".gz" and not mend:  # what is packed is not added to
             data = gzip.decompress(data)
         whole = data[: data.rfind(b"\n") + 1]
         for line in whole.splitlines():

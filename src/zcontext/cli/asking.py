@@ -77,8 +77,7 @@ def ask(
     reader = opened.reader()
     stored = [read_written(line, opened.vocabulary) for line in lines]
     asked = "" if any_question else question
-    fresh = [] if raw else texts
-    written = _written(stored, fresh, opened, settings, question=asked, store=store)
+    written = _written(stored, [] if raw else texts, opened, settings, question=asked, store=store)
     parts = [(each,) if isinstance(each, Symbols) else each.parts for each in written]
     if raw:
         parts += [(reader.vocabulary.guard(text.text, on_symbols="escape"),) for text in texts]

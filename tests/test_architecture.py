@@ -31,7 +31,8 @@ HOSTS = {"langchain", "langchain_core", "langchain_classic", "langchain_text_spl
 }
 FLOORS = {
     0: "errors packing placement symbols vocabulary windows zspan errata documents spans config "
-    "accounting sqlite_store store testing fragile literals pruning sizes byte_spans phrases",
+    "profiles accounting sqlite_store store testing fragile literals pruning sizes "
+    "byte_spans phrases",
     1: "segmentation pooling precision naming lexicon relaxation codebook upkeep caches passes "
     "composer spelling pointing channel emphasis focus",
     2: "bases loading gguf nf4 four_bit tokenization adapters sealing bundle bundles model holding "

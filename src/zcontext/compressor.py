@@ -13,7 +13,7 @@ from typing import Any
 from zcontext.assurance import Assurance
 from zcontext.bundle import load_bundle
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
-from zcontext.config import CompressSettings, WriterName
+from zcontext.config import CompressSettings, EmphasisName, WriterName
 from zcontext.drafts import Draft, draft_of, emphasise_drafts
 from zcontext.errors import ConfigError
 from zcontext.model import ZLanguageModel
@@ -131,6 +131,7 @@ class ZCompressor:
         bits_per_symbol: float | None = None,
         depth: int | None = None,
         question: str | None = None,
+        emphasis: EmphasisName | None = None,
         writer: WriterName | None = None,
     ) -> ZDocument:
         """One text as a document; keywords given replace those of `settings`.
@@ -144,6 +145,7 @@ class ZCompressor:
             bits_per_symbol: Surprisal that one symbol stands for.
             depth: Codes per symbol.
             question: What will be asked of the text; read in front of it and not written.
+            emphasis: "end" for a text that will be gone on with.
             writer: "one-pass", or "autoregressive", which decides itself how many symbols.
 
         Returns:
@@ -158,7 +160,9 @@ class ZCompressor:
             StoreError: The store cannot be read or written.
         """  # noqa: DOC502 - some raised by the steps
         budget = {"ratio": ratio, "max_symbols": max_symbols, "bits_per_symbol": bits_per_symbol}
-        chosen = self._chosen(settings, **budget, depth=depth, question=question, writer=writer)
+        chosen = self._chosen(
+            settings, **budget, depth=depth, question=question, emphasis=emphasis, writer=writer
+        )
         return self._compress_all([text], chosen)[0]
 
     def compress_many(

@@ -29,11 +29,11 @@ BUDGETS = ("ratio", "max_symbols", "bits_per_symbol")
 Role = Literal["compress", "decompress", "infer", "compose", "focus"]
 ROLES: tuple[Role, ...] = ("compress", "decompress", "infer")
 """Roles that every codec has; the autoregressive writer's is an optional part of it."""
+EmphasisName = Literal["end"]
 WriterName = Literal["one-pass", "autoregressive"]
 QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
 OnLowFidelity = Literal["keep", "raw", "finer"]
-Profile = Literal["legal", "default", "summary", "sliding"]
 
 
 def check(settings: object, field: str, fits: bool, wanted: str) -> None:
@@ -136,6 +136,9 @@ class CompressSettings:
         question: What will be asked of the text. It stands in front of every window while the
             writer reads, so that surprisal and codes follow it, and is not written. None, the
             default, writes for any question.
+        emphasis: "end" is for a text that will be gone on with, as a draft or a chat is: its last
+            tokens get a symbol each, the rest is written eight times coarser than the ratio says.
+            None, the default, spends the budget by surprisal, or where the question is answered.
         writer: "one-pass" writes all symbols of a window in one forward pass. "autoregressive"
             writes them one by one and decides itself how many: a ratio is what it is asked for,
             `max_symbols` a cap that it keeps. It needs a codec that has the part "compose".
@@ -159,6 +162,7 @@ class CompressSettings:
     on_low_fidelity: OnLowFidelity = "keep"
     protect: tuple[str, ...] = ()
     question: str | None = None
+    emphasis: EmphasisName | None = None
     writer: WriterName = "one-pass"
 
     def __post_init__(self) -> None:
@@ -193,8 +197,17 @@ class CompressSettings:
         check(self, "question", bool(asked), "None or a text that is not blank")
         names = get_args(WriterName)
         check(self, "writer", self.writer in names, f"one of {', '.join(names)}")
+        self._check_emphasis()
         check_protect(self.protect)
         self._check_fidelity()
+
+    def _check_emphasis(self) -> None:
+        names = get_args(EmphasisName)
+        fits = self.emphasis in (None, *names)
+        check(self, "emphasis", fits, f"None or one of {', '.join(names)}")
+        alone = self.question is None and self.writer == "one-pass"
+        room = "None beside a question or writer='autoregressive', which place symbols themselves"
+        check(self, "emphasis", self.emphasis is None or alone, room)
 
     def _check_fidelity(self) -> None:
         check(self, "exact", isinstance(self.exact, bool), "True or False")
@@ -284,41 +297,6 @@ class GenerationSettings:
         changes = {name: value for name, value in changes.items() if value is not None}
         _known_fields(type(self), changes)
         return dataclasses.replace(self, **changes)
-
-
-PROFILES: dict[Profile, CompressSettings] = {
-    "legal": CompressSettings(ratio=2.0, exact=True, min_fidelity=0.98, on_low_fidelity="finer"),
-    "default": CompressSettings(ratio=DEFAULT_RATIO),
-    "summary": CompressSettings(ratio=16.0),
-    "sliding": CompressSettings(ratio=DEFAULT_RATIO, window=1024, context=768),
-}
-
-
-def profile(name: Profile) -> CompressSettings:
-    """Settings for a kind of task; change single ones with `replace`.
-
-    "legal" loses nothing: low ratio, exact decompression, and the text instead of symbols wherever
-    less than 98 in 100 tokens read back right. "default" is what compression does unless told
-    otherwise. "summary" is for the gist of much text: ratio 16, nothing measured. "sliding" reads
-    windows of 1,024 tokens at a stride of 256, the setting of arXiv 2603.25340: each writes the
-    last 256 tokens and reads the 768 before them again (`WindowPlan.paper`).
-
-    Args:
-        name: One of them.
-
-    Returns:
-        The settings.
-
-    Raises:
-        ConfigError: There is no such profile.
-    """
-    if name not in PROFILES:
-        raise ConfigError(
-            f"profile must be one of {', '.join(PROFILES)}, got {name!r}",
-            field="profile",
-            value=name,
-        )
-    return PROFILES[name]
 
 
 T = TypeVar("T")

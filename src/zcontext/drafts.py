@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
-from zcontext.emphasis import Emphasis, emphasise
+from zcontext.emphasis import Emphasis, emphasise, emphasise_end
 from zcontext.fragile import protected_places
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
 from zcontext.pointing import Allowance, Request
@@ -44,8 +44,8 @@ class Draft:
         budget: What is left to spend.
         question: Tokens read in front of every window and not written.
         spans: Written so far.
-        emphases: How the budget of each window is spent, for the question; None leaves it to the
-            surprisal.
+        emphases: How the budget of each window is spent, for the question or on the end; None
+            leaves it to the surprisal.
         earlier: Codes of symbols that stood before the newest span when it was written.
         allowance: What is asked of a writer that decides itself; None where the budget does.
     """
@@ -310,7 +310,7 @@ def draft_of(
         if vocabulary.guard(text[begin:end], on_symbols="drop") == text[begin:end]
     ]
     breaks = [edge for place in protected for edge in place]
-    return Draft.of(
+    draft = Draft.of(
         text,
         tokenizer.locate(text, max_tokens=settings.max_tokens, breaks=breaks),
         settings=settings,
@@ -319,6 +319,12 @@ def draft_of(
         question=question,
         protected=protected,
     )
+    if settings.emphasis == "end":
+        lengths = [laid.n_free for laid in draft.windows if laid.n_free]
+        emphases = emphasise_end(lengths, draft.n_symbols)
+        if emphases is not None:
+            draft.take_emphases(iter(emphases))
+    return draft
 
 
 def emphasise_drafts(

@@ -1,9 +1,9 @@
-"""Which tokens of a document get a symbol each, because a question is about them.
+"""Which tokens of a document get a symbol each, because a question is about them or they come last.
 
-Where it is known what will be asked, a budget is better spent unevenly: the tokens that an answer
-may stand in are written one a symbol, which a reader takes like text, and the rest much coarser
-than was asked for. The document as a whole keeps its ratio. What this module does not know:
-models, text, where the relevance of a token comes from.
+Where it is known what a text is for, a budget is better spent unevenly: the tokens that an answer
+may stand in, or the end of what will be gone on with, are written one a symbol, which a reader
+takes like text, and the rest much coarser than was asked for. The document as a whole keeps its
+ratio. What this module does not know: models, text, where the relevance of a token comes from.
 """
 
 from __future__ import annotations
@@ -60,18 +60,38 @@ def emphasise(relevance: Sequence[Tensor], n_symbols: int) -> list[Emphasis] | N
         each token); None where there are fewer symbols than windows.
     """
     lengths = [len(row) for row in relevance]
-    n = sum(lengths)
+    if not sum(lengths):
+        return None
+    ranked = _shared(relevance).argsort(descending=True, stable=True)
+    return _emphasised(ranked, lengths, n_symbols)
+
+
+def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | None:
+    """Spend a document's symbols on its end, as who goes on with it needs that most.
+
+    Args:
+        lengths: Tokens of every window.
+        n_symbols: Symbols of the document.
+
+    Returns:
+        As `emphasise` does.
+    """
+    return _emphasised(torch.arange(sum(lengths)).flip(0), lengths, n_symbols)
+
+
+def _emphasised(ranked: Tensor, lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | None:
+    """Emphasis on the first of some ranked tokens, `[n]`, as many as there are symbols for."""
+    n = len(ranked)
     if n_symbols < len(lengths) or not n:
         return None
     n_symbols = min(n_symbols, n)
-    ranked = _shared(relevance).argsort(descending=True, stable=True)
     coarse = COARSENESS * n / n_symbols
     most = n if n_symbols == n else int((n_symbols - n / coarse) / (1 - 1 / coarse))
     count = max(0, most)
     while True:
         chosen = torch.zeros(n, dtype=torch.bool)
         chosen[ranked[:count]] = True
-        fine = [_bridged(row) for row in torch.split(chosen, lengths)]
+        fine = [_bridged(row) for row in torch.split(chosen, list(lengths))]
         runs = [run for row in fine for run in runs_of(row)]
         needed = sum(end - start if is_fine else 1 for start, end, is_fine in runs)
         if needed <= n_symbols:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_exactness import repeater
 
 from zcontext.compressor import ZCompressor
-from zcontext.config import PROFILES, CompressSettings, profile
+from zcontext.config import CompressSettings
 from zcontext.documents import ZDocument
 from zcontext.errors import ConfigError
 from zcontext.fidelity import measure_fidelity, overall_fidelity, readable_parts
@@ -20,6 +20,7 @@ from zcontext.fragile import protected_places
 from zcontext.integrations.exchange import ACTION, REASON, Chunk, Exchange, ExchangeSettings
 from zcontext.integrations.items import n_positions_of
 from zcontext.model import ZLanguageModel
+from zcontext.profiles import PROFILES, profile
 from zcontext.readers import Inferencer, ZDecompressor
 from zcontext.spans import Part
 from zcontext.symbols import Symbols

@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcontext.config import CodecConfig
-from zcontext.emphasis import BRIDGED, Emphasis, emphasise, place_runs, runs_of, share_slots
+from zcontext.emphasis import (
+    BRIDGED,
+    Emphasis,
+    emphasise,
+    emphasise_end,
+    place_runs,
+    runs_of,
+    share_slots,
+)
 from zcontext.segmentation import weigh
 
 CODEC = CodecConfig(depth=4, size=64, shared=True, named=True)
@@ -90,6 +98,27 @@ def test_relevance_counts_across_windows_and_not_by_itself() -> None:
 def test_fewer_symbols_than_windows_leave_it_to_the_budget() -> None:
     assert emphasise([torch.zeros(9), torch.zeros(9)], 1) is None
     assert emphasise([], 5) is None
+
+
+@given(lengths, st.floats(0, 1))
+def test_the_end_is_one_stretch_of_fine_tokens_and_all_symbols_are_spent(
+    sizes: list[int], share: float
+) -> None:
+    n_symbols = len(sizes) + int(share * (sum(sizes) + 5 - len(sizes)))
+    found = emphasise_end(sizes, n_symbols)
+    assert found is not None
+    assert [len(each.fine) for each in found] == sizes
+    assert sum(each.n_slots for each in found) == min(n_symbols, sum(sizes))
+    fine = torch.cat([each.fine for each in found]).tolist()
+    assert fine == sorted(fine)
+
+
+def test_the_end_takes_most_of_what_there_is() -> None:
+    found = emphasise_end([150, 150, 100], 100)
+    assert found is not None
+    assert int(torch.cat([each.fine for each in found]).sum()) > 80
+    assert emphasise_end([9, 9], 1) is None
+    assert emphasise_end([], 5) is None
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.lists(st.integers(-3, 45)))

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcontext.config import PROFILES, CompressSettings, profile
+from zcontext.config import CompressSettings
 from zcontext.errata import Edit, Errata, edits_between
 from zcontext.errors import ConfigError, CorruptSpanError, SpanError
 from zcontext.packing import ByteWriter
+from zcontext.profiles import PROFILES, profile
 from zcontext.store import store_key
 from zcontext.testing import ByteCodec
 

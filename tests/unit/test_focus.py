@@ -62,6 +62,45 @@ def test_without_a_question_nothing_changes() -> None:
     assert ZCompressor(with_focus).compress(TEXT, settings=SMALL).to_bytes() == before.to_bytes()
 
 
+@pytest.mark.parametrize("budget", [{"ratio": 3.0}, {"max_symbols": 17}, {"bits_per_symbol": 12.0}])
+def test_a_text_to_go_on_with_has_its_end_token_by_token(budget: dict[str, float]) -> None:
+    compressor = ZCompressor(tiny_z())  # without a focus: nothing is asked
+    chosen = SMALL.replace(**budget)
+    document = compressor.compress(TEXT * 3, settings=chosen, emphasis="end")
+    if "bits_per_symbol" not in budget:
+        assert document.n_symbols == compressor.compress(TEXT * 3, settings=chosen).n_symbols
+    segments = lengths(document)
+    assert sum(segments) == document.n_tokens
+    ends = [length == 1 for length in segments]
+    assert ends[-1]
+    assert ends[ends.index(True) :].count(False) <= 1  # where the end begins within a window
+    chosen = chosen.replace(emphasis="end")
+    assert compressor.compress_many([TEXT, TEXT * 3], settings=chosen)[1] == document
+    assert list(compressor.stream(TEXT * 3, settings=chosen)) == list(document.spans)
+
+
+def test_a_text_to_go_on_with_keeps_what_is_protected_and_reads_back_exactly() -> None:
+    model = tiny_z()
+    chosen = SMALL.replace(emphasis="end", protect=("numbers",), ratio=3.0, exact=True)
+    document = ZCompressor(model).compress(TEXT, settings=chosen)
+    assert "2019" in [lit.text.strip() for span in document.spans for lit in span.literals]
+    assert ZDecompressor(model).decompress(document) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"emphasis": "start"}, "None or one of end"),
+        ({"emphasis": "end", "question": ASKED}, "beside a question"),
+        ({"emphasis": "end", "writer": "autoregressive"}, "autoregressive"),
+    ],
+)
+def test_an_emphasis_that_cannot_be_is_refused(changes: dict[str, str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told) as caught:
+        SMALL.replace(**changes)
+    assert caught.value.field == "emphasis"
+
+
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_the_same_question_gives_the_same_bytes_alone_and_among_others(batch_size: int) -> None:
     compressor = ZCompressor(tiny_focused(), batch_size=batch_size)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zcontext.config import profile
 from zcontext.errors import ConfigError, WindowError
 from zcontext.model import ZLanguageModel
 from zcontext.overlaps import measure_overlaps
+from zcontext.profiles import profile
 from zcontext.windows import Extent, WindowPlan
 from zcontext.writing import WindowWriter, Written
 

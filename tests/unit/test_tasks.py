@@ -340,7 +340,9 @@ def test_continuation_is_told_in_bits_perplexity_and_share_of_the_gap() -> None:
     )
     log = PredictionLog()
     run_tasks([task], log=log)
-    assert "evictor" not in {c.kind for c in task.conditions}
+    kinds = {c.kind for c in task.conditions}
+    assert "evictor" not in kinds
+    assert "recent" in kinds
     rows = {row["condition"]: row for row in task.report(log, seed=0)["rows"]}
     bits = {name: row["figures"]["bits"]["value"] for name, row in rows.items()}
     assert bits["none"] == pytest.approx(8.0)

@@ -15,8 +15,9 @@ from zcontext.cli import engines, files
 from zcontext.cli.console import Debug, errors, progress_bar, say
 from zcontext.cli.losses import Losses, parts_for_readers
 from zcontext.cli.shortening import write_pruned
-from zcontext.config import CompressSettings, profile
+from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError, ZContextError
+from zcontext.profiles import profile
 from zcontext.sizes import Sizes, sizes_of
 from zcontext.spans import SupportsCompress, ZDocument, written_parts
 from zcontext.vocabulary import Symbols, ZVocabulary
@@ -77,6 +78,10 @@ Question = Annotated[
     str | None,
     typer.Option(help="What will be asked: the texts are then written for this question."),
 ]
+Emphasis = Annotated[
+    str | None,
+    typer.Option(help="end: for a text that will be gone on with, whose end then counts most."),
+]
 Writer = Annotated[
     str | None,
     typer.Option(help="one-pass (default), or autoregressive: symbol by symbol until END."),
@@ -123,6 +128,7 @@ def compress(
     min_fidelity: MinFidelity = None,
     on_low_fidelity: OnLowFidelity = None,
     question: Question = None,
+    emphasis: Emphasis = None,
     writer: Writer = None,
     profile_: ProfileName = "default",
     protect: Protect = None,

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Written = Literal["symbols", "refocused", "asked", "shuffled"]
+Written = Literal["symbols", "refocused", "asked", "recent", "shuffled"]
 Kind = Written | Literal["raw", "none", "truncated", "peer", "evictor"]
-OURS: tuple[Kind, ...] = ("symbols", "refocused", "asked")
+OURS: tuple[Kind, ...] = ("symbols", "refocused", "asked", "recent")
 """Kinds that stand for the symbols of the very context."""
 FOR_QUESTIONS: tuple[Kind, ...] = ("refocused", "asked")
 """Of these, what depends on the question."""
+TO_GO_ON: Kind = "recent"
+"""Of these, what is written for who goes on with the text."""
 Reader = Literal["infer", "control"]
 
 
@@ -25,10 +27,10 @@ class Condition:
 
     Attributes:
         kind: "symbols" of the context, these "refocused": written again for what is asked of it,
-            symbols written of the text for what is "asked" of it, "shuffled": the symbols of
-            another one, the context "raw", "none", "truncated" to as many positions as its symbols
-            take, shortened to as many by a "peer", or read whole by an "evictor" that then keeps
-            as many.
+            symbols written of the text for what is "asked" of it, or with emphasis on what is most
+            "recent" in it, "shuffled": the symbols of another one, the context "raw", "none",
+            "truncated" to as many positions as its symbols take, shortened to as many by a "peer",
+            or read whole by an "evictor" that then keeps as many.
         ratio: Source tokens per symbol; 0 where no symbols are counted.
         depth: Codes per symbol; None means the codec's own depth.
         method: Name of the peer or evictor.
@@ -95,7 +97,7 @@ def all_conditions(
     found = [RAW_CONTROL, NO_CONTEXT, Condition("raw"), Condition("none")]
     for ratio in ratios:
         found += [Condition("symbols", ratio, depth) for depth in depths]
-        kinds: tuple[Kind, ...] = (*FOR_QUESTIONS, "shuffled")
+        kinds: tuple[Kind, ...] = (*FOR_QUESTIONS, TO_GO_ON, "shuffled")
         found += [Condition(kind, ratio, depths[0]) for kind in kinds]
         for who in readers:
             found.append(Condition("truncated", ratio, reader=who))

@@ -13,7 +13,7 @@ from typing import Any
 
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
-from zcontext.evaluation.conditions import FOR_QUESTIONS, Condition
+from zcontext.evaluation.conditions import FOR_QUESTIONS, TO_GO_ON, Condition
 from zcontext.evaluation.peers import Peer
 from zcontext.spans import Part, SupportsCompress, SupportsFocus, ZDocument
 from zcontext.vocabulary import Symbols
@@ -130,6 +130,8 @@ class Contexts:
             return self._fitting([self.symbols(p, condition) for p in chosen], room)
         if kind in FOR_QUESTIONS and question is not None:
             return self._fitting(self._asked(pieces, condition, question), room)
+        if kind == TO_GO_ON:
+            return self._fitting(self._recent(pieces, condition), room)
         if kind == "raw":
             return [self._cut(whole, room)]
         budget = self.n_positions(pieces, condition)
@@ -203,6 +205,17 @@ class Contexts:
             else:
                 settings = CompressSettings(ratio=ratio, depth=depth, question=question)
                 documents = writer.compress_many(pieces, settings=settings)
+            self._written_for[key] = [document.symbols for document in documents]
+        return self._written_for[key]
+
+    def _recent(self, pieces: Sequence[str], condition: Condition) -> list[Symbols]:
+        """Symbols of passages, each written with emphasis on its end."""
+        key = (tuple(pieces), condition)
+        if key not in self._written_for:
+            settings = CompressSettings(
+                ratio=condition.ratio, depth=condition.depth, emphasis="end"
+            )
+            documents = self.compressor.compress_many(pieces, settings=settings)
             self._written_for[key] = [document.symbols for document in documents]
         return self._written_for[key]
 

@@ -16,7 +16,7 @@ from typing import Any
 from zcontext.config import GenerationSettings
 from zcontext.errors import ConfigError
 from zcontext.evaluation.asking import Panel, QuestionTask
-from zcontext.evaluation.conditions import OURS, Condition, Kind
+from zcontext.evaluation.conditions import FOR_QUESTIONS, Condition, Kind
 from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.metrics import Estimate, bootstrap
 from zcontext.evaluation.predictions import PredictionLog
@@ -65,7 +65,7 @@ class QASettings:
     @property
     def conditions(self) -> tuple[Condition, ...]:
         """All conditions, those without symbols first."""
-        kinds: tuple[Kind, ...] = (*OURS, "truncated", "shuffled")
+        kinds: tuple[Kind, ...] = ("symbols", *FOR_QUESTIONS, "truncated", "shuffled")
         return (
             Condition("raw"),
             Condition("none"),

@@ -37,7 +37,8 @@ RESTORED = (
 LEGEND = (
     "Brackets hold 95 % bootstrap intervals, paired over items. `symbols@4` are our symbols at "
     "four tokens each (`d2`: two codes per symbol), `refocused` are these written again for the "
-    "question, `asked` are written of the text for it; `shuffled` are another passage's symbols; "
+    "question, `asked` are written of the text for it, `recent` with emphasis on its end; "
+    "`shuffled` are another passage's symbols; "
     "`truncated` is the text cut to as many positions; other names are other methods at the same "
     "positions. `/control` is read by the control, everything else by the bundle's INFER adapter. "
     "`over` counts overflows: items whose whole context did not fit the reader, so that only its "

@@ -76,10 +76,10 @@ def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | No
     Returns:
         As `emphasise` does.
     """
-    return _emphasised(torch.arange(sum(lengths)).flip(0), lengths, n_symbols)
+    return _emphasised(torch.arange(sum(lengths)).flip(0), list(lengths), n_symbols)
 
 
-def _emphasised(ranked: Tensor, lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | None:
+def _emphasised(ranked: Tensor, lengths: list[int], n_symbols: int) -> list[Emphasis] | None:
     """Emphasis on the first of some ranked tokens, `[n]`, as many as there are symbols for."""
     n = len(ranked)
     if n_symbols < len(lengths) or not n:
@@ -91,7 +91,7 @@ def _emphasised(ranked: Tensor, lengths: Sequence[int], n_symbols: int) -> list[
     while True:
         chosen = torch.zeros(n, dtype=torch.bool)
         chosen[ranked[:count]] = True
-        fine = [_bridged(row) for row in torch.split(chosen, list(lengths))]
+        fine = [_bridged(row) for row in torch.split(chosen, lengths)]
         runs = [run for row in fine for run in runs_of(row)]
         needed = sum(end - start if is_fine else 1 for start, end, is_fine in runs)
         if needed <= n_symbols:

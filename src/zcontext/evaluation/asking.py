@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from zcontext.config import GenerationSettings, to_json
-from zcontext.evaluation.conditions import FOR_QUESTIONS, Condition, Reader
+from zcontext.evaluation.conditions import FOR_QUESTIONS, TO_GO_ON, Condition, Reader
 from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.metrics import exact_match, f1_score, normalise_answer
 from zcontext.evaluation.peers import Evictor
@@ -73,7 +73,8 @@ class QuestionTask:
     ) -> None:
         self.name = name
         self.rows = list(rows)
-        self.conditions = tuple(conditions)
+        # A question is about all of a text, not about its end.
+        self.conditions = tuple(c for c in conditions if c.kind != TO_GO_ON)
         self.panel = panel
         self.metric = metric
         self.about = about

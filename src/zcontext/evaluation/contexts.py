@@ -128,10 +128,8 @@ class Contexts:
         if kind in ("symbols", "shuffled"):
             chosen = others if kind == "shuffled" else pieces
             return self._fitting([self.symbols(p, condition) for p in chosen], room)
-        if kind in FOR_QUESTIONS and question is not None:
-            return self._fitting(self._asked(pieces, condition, question), room)
-        if kind == TO_GO_ON:
-            return self._fitting(self._recent(pieces, condition), room)
+        if kind == TO_GO_ON or (kind in FOR_QUESTIONS and question is not None):
+            return self._fitting(self._written(pieces, condition, question or ""), room)
         if kind == "raw":
             return [self._cut(whole, room)]
         budget = self.n_positions(pieces, condition)
@@ -186,38 +184,31 @@ class Contexts:
             self.write([text], ratio=condition.ratio, depth=condition.depth)
         return self._stored[key]
 
-    def _asked(self, pieces: Sequence[str], condition: Condition, question: str) -> list[Symbols]:
-        """Symbols of passages, written together for a question: of the text, or of what is stored.
-
-        What is stored stays as it is where the codec cannot write it again.
-        """
+    def _written(self, pieces: Sequence[str], condition: Condition, question: str) -> list[Symbols]:
+        """Symbols of passages, written for what is to be done with them."""
         key = (tuple(pieces), condition, question)
         if key not in self._written_for:
-            writer, ratio, depth = self.compressor, condition.ratio, condition.depth
-            if condition.kind == "refocused":
-                documents = [self._document(piece, condition) for piece in pieces]
-                if isinstance(writer, SupportsFocus) and writer.refocuses:
-                    documents = writer.compress_together(documents, question=question)
-            elif isinstance(writer, SupportsFocus):
-                documents = writer.compress_together(
-                    pieces, question=question, ratio=ratio, depth=depth
-                )
-            else:
-                settings = CompressSettings(ratio=ratio, depth=depth, question=question)
-                documents = writer.compress_many(pieces, settings=settings)
+            documents = self._documents_for(pieces, condition, question)
             self._written_for[key] = [document.symbols for document in documents]
         return self._written_for[key]
 
-    def _recent(self, pieces: Sequence[str], condition: Condition) -> list[Symbols]:
-        """Symbols of passages, each written with emphasis on its end."""
-        key = (tuple(pieces), condition)
-        if key not in self._written_for:
-            settings = CompressSettings(
-                ratio=condition.ratio, depth=condition.depth, emphasis="end"
-            )
-            documents = self.compressor.compress_many(pieces, settings=settings)
-            self._written_for[key] = [document.symbols for document in documents]
-        return self._written_for[key]
+    def _documents_for(
+        self, pieces: Sequence[str], condition: Condition, question: str
+    ) -> Sequence[ZDocument]:
+        """Documents of the text, or of what is stored, which stays where it cannot be rewritten."""
+        writer, ratio, depth = self.compressor, condition.ratio, condition.depth
+        if condition.kind == TO_GO_ON:
+            settings = CompressSettings(ratio=ratio, depth=depth, emphasis="end")
+            return writer.compress_many(pieces, settings=settings)
+        if condition.kind == "refocused":
+            documents = [self._document(piece, condition) for piece in pieces]
+            if isinstance(writer, SupportsFocus) and writer.refocuses:
+                return writer.compress_together(documents, question=question)
+            return documents
+        if isinstance(writer, SupportsFocus):
+            return writer.compress_together(pieces, question=question, ratio=ratio, depth=depth)
+        settings = CompressSettings(ratio=ratio, depth=depth, question=question)
+        return writer.compress_many(pieces, settings=settings)
 
     def _fitting(self, runs: Sequence[Symbols], room: int | None) -> list[Part]:
         left = sum(map(len, runs)) if room is None else room

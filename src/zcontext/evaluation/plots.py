@@ -16,7 +16,13 @@ from zcontext.evaluation.summary import comparisons
 
 RATE, RETENTION, TIME = "rate-distortion.png", "retention.png", "time.png"
 SIZE = (6.4, 4.2)
-STYLES = (("symbols", "-"), ("refocused", "-."), ("asked", "--"), ("truncated", ":"))
+STYLES = (
+    ("symbols", "-"),
+    ("refocused", "-."),
+    ("asked", "--"),
+    ("recent", "--"),
+    ("truncated", ":"),
+)
 
 
 def draw_plots(report: dict[str, Any], folder: str | Path) -> list[str]:
@@ -126,7 +132,7 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
         axes.set(
             xlabel="source tokens per position",
             ylabel="retention: 0 no context, 1 raw control",
-            title="Retention (dashed: for the question, -. of what is stored; dotted: cut)",
+            title="Retention (dashed: for the task, -. of what is stored; dotted: cut)",
             ylim=(-0.5, 1.5),
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

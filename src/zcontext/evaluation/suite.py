@@ -15,7 +15,7 @@ from zcontext.config import CompressSettings, GenerationSettings
 from zcontext.errors import ConfigError
 from zcontext.evaluation.asking import ANSWER, Metric, Panel, QuestionTask
 from zcontext.evaluation.bench import Bench
-from zcontext.evaluation.conditions import TO_GO_ON, Condition, all_conditions
+from zcontext.evaluation.conditions import Condition, all_conditions
 from zcontext.evaluation.contexts import Contexts
 from zcontext.evaluation.continuation import ContinuationTask, cut_passages
 from zcontext.evaluation.distractors import unanswerable, with_distractors
@@ -251,7 +251,7 @@ def _question_task(
     """A task under the conditions that can be measured on it, and what it says of the others."""
     n_tokens = _mean_tokens(asked.rows, bench.compressor.count_tokens)
     room = min(respondent.context_length for respondent in bench.respondents.values())
-    kept, about = [c for c in conditions if c.kind != TO_GO_ON], asked.about
+    kept, about = list(conditions), asked.about
     if asked.metric == "refused":
         # They shorten contexts; where there is no answer, that is beside the point.
         kept = [c for c in kept if c.kind not in ("peer", "evictor")]

@@ -78,6 +78,7 @@ OTHER_VALUES: dict[str, Any] = {
     "on_low_fidelity": "raw",
     "protect": ("tables",),
     "question": "Who?",
+    "emphasis": "end",
     "writer": "autoregressive",
 }
 

@@ -48,7 +48,7 @@ def mixed(parts: tuple[Part, ...]) -> tuple[str, int]:
 options = st.fixed_dictionaries(
     {
         "profile": st.sampled_from(["legal", "default", "summary"]),
-        "question": st.none() | st.just(ASKED),
+        "purpose": st.sampled_from([{}, {"question": ASKED}, {"emphasis": "end"}]),
         "protect": st.just(()) | st.sampled_from(KINDS),
         "exact": st.booleans(),
         "min_fidelity": st.none() | st.sampled_from([0.0, 0.3, 0.98]),
@@ -61,8 +61,8 @@ options = st.fixed_dictionaries(
 
 def chosen_of(given_: dict[str, Any]) -> CompressSettings:
     table = dict(given_)
-    base, budget = profile(table.pop("profile")), table.pop("budget")
-    return dataclasses.replace(base.replace(**budget), window=32, context=0, **table)
+    base = profile(table.pop("profile")).replace(**table.pop("budget"), **table.pop("purpose"))
+    return dataclasses.replace(base, window=32, context=0, **table)
 
 
 @settings(max_examples=24, deadline=None, suppress_health_check=list(HealthCheck))

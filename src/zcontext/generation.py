@@ -36,6 +36,7 @@ class Prefill:
         max_new_tokens: Tokens generated at most.
         forced: Generate exactly `max_new_tokens` tokens of text: nothing ends the row before.
         corrections: Tokens that stand at given places of the text whatever the model says.
+        first_bias: Added to the scores of tokens where the text begins.
         voices: Which symbol speaks of which token of the text, for a channel.
     """
 
@@ -45,6 +46,7 @@ class Prefill:
     max_new_tokens: int
     forced: bool = False
     corrections: Mapping[int, int] = field(default_factory=dict)
+    first_bias: Mapping[int, float] = field(default_factory=dict)
     voices: Voices | None = None
 
 
@@ -102,6 +104,10 @@ class _Row:
         """The next token from scores `[vocab]`."""
         if (known := self.prompt.corrections.get(len(self.ids))) is not None:
             return known
+        if self.prompt.first_bias and not self.ids:
+            scores = scores.clone()
+            for token, bias in self.prompt.first_bias.items():
+                scores[token] += bias
         temperature, top_p = self._settings.temperature, self._settings.top_p
         if temperature == 0:
             return int(scores.argmax())

@@ -7,8 +7,9 @@ symbols are written, how a prompt is worded (`prompts.py`), how tokens are chose
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ from zcontext.prompts import (
     n_positions,
     question_parts,
 )
-from zcontext.spans import Answer, ChatMessage, Part
+from zcontext.spans import UNKNOWN, Answer, ChatMessage, Part
+from zcontext.tokenization import text_tokenizer
 from zcontext.vocabulary import Symbols, ZVocabulary
 
 
@@ -39,14 +41,32 @@ class Inferencer:
         model: The model that reads.
         prefix_cache_bytes: Memory for keys and values of prefixes that end in symbols, kept across
             questions; 0 keeps none. Answers are the same either way.
+        unknown_bias: Added to the score of `unknown` where a reply in a chat begins (the log-odds
+            of saying so): above 0 it rather says that the context does not tell than guesses,
+            below 0 it rather guesses.
 
     Raises:
-        ConfigError: `prefix_cache_bytes` is negative.
-    """  # noqa: DOC502 - raised by the cache
+        ConfigError: `prefix_cache_bytes` is negative, or `unknown_bias` is not finite.
+    """
 
-    def __init__(self, model: ZLanguageModel, *, prefix_cache_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        model: ZLanguageModel,
+        *,
+        prefix_cache_bytes: int = 256 << 20,
+        unknown_bias: float = 0.0,
+    ) -> None:
+        if not math.isfinite(unknown_bias):
+            raise ConfigError(
+                f"unknown_bias is {unknown_bias}: give a finite number, 0 for none",
+                field="unknown_bias",
+                value=unknown_bias,
+            )
         self.model = model
         self.prefixes = PrefixCache(max_bytes=prefix_cache_bytes)
+        self.unknown_bias = unknown_bias
+        first = text_tokenizer(model.tokenizer).ids(UNKNOWN)[0]
+        self._reply_bias = {first: unknown_bias} if unknown_bias else None
 
     @property
     def codec(self) -> str:
@@ -119,7 +139,7 @@ class Inferencer:
             ModelError: The base's chat template refuses the messages.
             ContextOverflowError: The prompt leaves no position for an answer.
         """  # noqa: DOC502 - raised by the steps
-        return self._answer(self._turns(messages), settings)
+        return self._answer(self._turns(messages), settings, self._reply_bias)
 
     def stream_chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
@@ -133,7 +153,7 @@ class Inferencer:
         Returns:
             Pieces of text, none empty; as a generator it returns the `Answer`.
         """
-        return self._streamed(self._turns(messages), settings)
+        return self._streamed(self._turns(messages), settings, self._reply_bias)
 
     def ask(
         self,
@@ -207,7 +227,7 @@ class Inferencer:
         for start in range(0, len(order), batch_size):
             together = order[start : start + batch_size]
             started = time.perf_counter()
-            rows = [self._row(prompts[at], chosen) for at in together]
+            rows = [self._row(prompts[at], chosen, self._reply_bias) for at in together]
             results = generate(self.model, "infer", rows, settings=chosen)
             seconds = (time.perf_counter() - started) / len(together)
             for at, result in zip(together, results, strict=True):
@@ -266,9 +286,14 @@ class Inferencer:
             check_parts(message.parts, self.vocabulary)
         return encode_messages(self.model.tokenizer, messages)
 
-    def _decoding(self, pieces: list[Piece], settings: GenerationSettings | None) -> Decoding:
+    def _decoding(
+        self,
+        pieces: list[Piece],
+        settings: GenerationSettings | None,
+        bias: Mapping[int, float] | None = None,
+    ) -> Decoding:
         chosen = settings or GenerationSettings()
-        whole = self._row(pieces, chosen)
+        whole = self._row(pieces, chosen, bias)
         n = self._n_prefix(pieces)
         past = self._past(pieces, whole.embeddings[:n]) if n else None
         rest = dataclasses.replace(
@@ -276,11 +301,17 @@ class Inferencer:
         )
         return Decoding(self.model, "infer", [rest], settings=chosen, past=past)
 
-    def _row(self, pieces: Sequence[Piece], settings: GenerationSettings) -> Prefill:
+    def _row(
+        self,
+        pieces: Sequence[Piece],
+        settings: GenerationSettings,
+        bias: Mapping[int, float] | None,
+    ) -> Prefill:
         """A prompt as one row, with as long an answer as there is room for."""
         n, room = n_positions(pieces), self._room(pieces)
         longest = min(settings.max_new_tokens, room)
-        return Prefill(embed_pieces(self.model, pieces), torch.arange(n), n, longest)
+        embedded = embed_pieces(self.model, pieces)
+        return Prefill(embedded, torch.arange(n), n, longest, first_bias=bias or {})
 
     def _room(self, pieces: Sequence[Piece]) -> int:
         """Positions left for an answer."""
@@ -325,10 +356,14 @@ class Inferencer:
         return found
 
     def _streamed(
-        self, pieces: list[Piece], settings: GenerationSettings | None
+        self,
+        pieces: list[Piece],
+        settings: GenerationSettings | None,
+        bias: Mapping[int, float] | None = None,
     ) -> Generator[str, None, Answer]:
         started = time.perf_counter()
-        decoding = self._decoding(pieces, settings)  # here, so that errors come before a piece
+        # Here, so that errors come before a piece.
+        decoding = self._decoding(pieces, settings, bias)
 
         def told() -> Generator[str, None, Answer]:
             yield from stream(decoding)
@@ -337,9 +372,14 @@ class Inferencer:
 
         return told()
 
-    def _answer(self, pieces: list[Piece], settings: GenerationSettings | None) -> Answer:
+    def _answer(
+        self,
+        pieces: list[Piece],
+        settings: GenerationSettings | None,
+        bias: Mapping[int, float] | None = None,
+    ) -> Answer:
         started = time.perf_counter()
-        decoding = self._decoding(pieces, settings)
+        decoding = self._decoding(pieces, settings, bias)
         while not decoding.done:
             decoding.step()
         seconds = time.perf_counter() - started

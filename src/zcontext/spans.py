@@ -60,6 +60,9 @@ def written_parts(vocabulary: ZVocabulary, parts: Sequence[Part]) -> str:
     return "".join(part if isinstance(part, str) else vocabulary.render(part) for part in parts)
 
 
+UNKNOWN: Final = "unknown"
+"""What a reader answers when the context does not say."""
+
 QUESTION_PROMPT: Final = (
     "Context:\n{context}\n\nQuestion: {question}\nAnswer in a few words, from the context alone. "
     "If it does not say, answer: unknown."

@@ -60,7 +60,7 @@ class FakeEngines:
     def decompressor(self, *, batch_size: int = 8) -> ByteCodec:
         return self.codec
 
-    def reader(self) -> ByteCodec:
+    def reader(self, *, unknown_bias: float = 0.0) -> ByteCodec:
         return self.codec
 
     def judge(self) -> Any:

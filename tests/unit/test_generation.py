@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -63,6 +65,16 @@ def test_batched_equals_single_with_uneven_prompts_and_uneven_ends(model, chosen
     assert [r.n_tokens for r in alone] == [9, 2, 14, 5] or any(
         r.stop_reason != "length" for r in alone
     )
+
+
+def test_a_first_bias_weighs_the_first_token_alone(model):
+    row = prompt(model, 9)
+    free = list(generate(model, "infer", [row], settings=LIVELY)[0].ids)
+    later = next(token for token in free if token != free[0])
+    first = dataclasses.replace(row, first_bias={free[0]: -1e4})
+    assert generate(model, "infer", [first], settings=LIVELY)[0].ids[0] != free[0]
+    elsewhere = dataclasses.replace(row, first_bias={later: -1e4})
+    assert list(generate(model, "infer", [elsewhere], settings=LIVELY)[0].ids) == free
 
 
 def test_batched_equals_single_when_rows_end_at_stop_strings(model):

@@ -421,3 +421,30 @@ def test_many_questions_get_the_answers_they_get_one_by_one(tiny_model):
     alone = [reader.ask(q, c, settings=settings) for q, c in zip(questions, contexts, strict=True)]
     assert [a.text for a in together] == [a.text for a in alone]
     assert [a.n_prompt_symbols for a in together] == [len(symbols), len(symbols), 0]
+
+
+# -- saying that the context does not tell -----------------------------------------------------
+
+
+def test_a_bias_makes_it_say_that_it_does_not_know(model, document, inferencer):
+    context = [document.symbols]
+    guessed = inferencer.ask("Who?", context, settings=SHORT).text
+    assert not guessed.startswith("u")  # the tiny base has bytes for tokens
+    careful = Inferencer(model, unknown_bias=1e4)
+    settings = dataclasses.replace(SHORT, max_new_tokens=1)
+    asked = careful.ask("Who?", context, settings=settings)
+    assert asked.text == "u"
+    [together] = careful.ask_many(["Who?"], [context], settings=settings)
+    assert together.text == "u"
+    turns = [ChatMessage("user", (document.symbols, "Who?"))]
+    assert "".join(careful.stream_chat(turns, settings=settings)) == "u"
+
+
+def test_a_bias_is_for_replies_alone_and_must_be_a_number(model, document, inferencer):
+    careful = Inferencer(model, unknown_bias=1e4)
+    parts = [document.symbols, "Anna"]
+    went_on = inferencer.complete(parts, settings=SHORT)
+    assert careful.complete(parts, settings=SHORT).text == went_on.text
+    assert "".join(careful.stream(parts, settings=SHORT)) == went_on.text
+    with pytest.raises(ConfigError, match="finite"):
+        Inferencer(model, unknown_bias=float("nan"))

@@ -14,10 +14,11 @@ from tiny import tiny_z
 from zcontext.config import CodecConfig
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
+from zcontext.spans import UNKNOWN
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import write_shards
 from zcontext.training.prompt_source import PromptSource
-from zcontext.training.questions import UNKNOWN, Question
+from zcontext.training.questions import Question
 from zcontext.training.read_stage import ReadStage
 from zcontext.training.reading import (
     Chunk,
@@ -166,6 +167,27 @@ def test_every_task_is_drawn_and_answers_end(config: TrainConfig) -> None:
     unknown = [*model.tokenizer(UNKNOWN, add_special_tokens=False).input_ids, model.end_token]
     assert any(unknown in p.replies for p in prompts)
     assert all(r[-1] == model.end_token for p in prompts if p.task != "continue" for r in p.replies)
+
+
+def test_texts_to_go_on_with_are_long_and_written_with_emphasis_on_their_end(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    write_shards(
+        ["It was a calm night. " * 60], tmp_path / "long", encode=lambda t: list(t.encode())
+    )
+    read = dataclasses.replace(
+        config.read, continue_share=1.0, continue_context=300, end_share=1.0, raw_share=0.0
+    )
+    data = dataclasses.replace(config.data, shards=(str(tmp_path / "long"),))
+    prompts = ReadStage(tiny_z(), dataclasses.replace(config, read=read, data=data)).batch(0)
+    chunks = [p for prompt in prompts for p in prompt.pieces if isinstance(p, Chunk)]
+    assert max(len(chunk.ids) for chunk in chunks) > 96
+    written = [chunk.emphasis.fine for chunk in chunks if chunk.emphasis is not None]
+    assert written
+    for fine in written:
+        n_fine = int(fine.sum())
+        assert fine[len(fine) - n_fine :].all(), "what is emphasised is the end"
+    assert all(len(reply) <= 96 for prompt in prompts for reply in prompt.replies)
 
 
 def test_symbols_are_those_the_compressor_writes(config: TrainConfig) -> None:

@@ -18,10 +18,11 @@ from tiny_training import TEXT, figures, run_until
 from zcontext.config import CodecConfig
 from zcontext.errors import ConfigError, DivergedError, TrainingError
 from zcontext.model import ZLanguageModel
+from zcontext.spans import UNKNOWN
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import Corpus, WindowSampler, build_batch, read_texts, write_shards
 from zcontext.training.objective import Autoencode, AutoencodeConfig, base_surprisal, restore_loss
-from zcontext.training.questions import UNKNOWN, read_questions
+from zcontext.training.questions import read_questions
 from zcontext.training.run import settings_of
 from zcontext.training.stages import AutoencodeStage
 from zcontext.training.trainer import CHECKPOINT, Trainer, learning_rate_factor

@@ -24,6 +24,11 @@ AnyQuestion = Annotated[
     typer.Option("--any-question", help="Use symbols that are not written for this question."),
 ]
 
+AsJson = Annotated[
+    bool, typer.Option("--json", help="The answer with its counts, as one JSON line.")
+]
+UnknownBias = Annotated[float, typer.Option(help="Above 0 it rather says `unknown` than guesses.")]
+
 
 def ask(
     question: Annotated[str, typer.Argument(help="What is asked.")],
@@ -45,9 +50,8 @@ def ask(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the answer; repeatable.")] = None,
-    json_: Annotated[
-        bool, typer.Option("--json", help="The answer with its counts, as one JSON line.")
-    ] = False,
+    unknown_bias: UnknownBias = 0.0,
+    json_: AsJson = False,
     out: Out = None,
     bundle: engines.Bundle = DEFAULT_BUNDLE,
     base: engines.Base = None,
@@ -74,7 +78,7 @@ def ask(
     lines = files.read_lines(spans or [])
     texts = files.read_sources(sources or [], field=jsonl)
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
-    reader = opened.reader()
+    reader = opened.reader(unknown_bias=unknown_bias)
     stored = [read_written(line, opened.vocabulary) for line in lines]
     asked = "" if any_question else question
     written = _written(stored, [] if raw else texts, opened, settings, question=asked, store=store)

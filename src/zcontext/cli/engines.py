@@ -133,11 +133,11 @@ class Engines:
 
         return ZDecompressor(self.model, batch_size=batch_size)
 
-    def reader(self) -> SupportsRead:
-        """A reader."""
+    def reader(self, *, unknown_bias: float = 0.0) -> SupportsRead:
+        """A reader, that much readier to say that a context does not tell."""
         from zcontext.readers import Inferencer
 
-        return Inferencer(self.model)
+        return Inferencer(self.model, unknown_bias=unknown_bias)
 
     def judge(self) -> Judge:
         """The teacher-forced measure."""

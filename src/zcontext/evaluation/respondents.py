@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from zcontext.config import GenerationSettings
+from zcontext.evaluation.predictions import digest_of
 from zcontext.evaluation.rereading import Rereader
 from zcontext.generation import Prefill, generate
 from zcontext.model import ZLanguageModel
@@ -68,7 +69,11 @@ class ReaderRespondent:
         # stand-in in tests) is named by its codec.
         model = getattr(reader, "model", None)
         self.identity = reader.codec if model is None else infer_identity(model)
-        self._one_by_one = None if model is None else Rereader(model, "infer")
+        bias = getattr(reader, "unknown_bias", 0.0)
+        if bias:
+            self.identity = digest_of(self.identity, bias)
+        # A biased reader answers by itself, however long the context.
+        self._one_by_one = None if model is None or bias else Rereader(model, "infer")
 
     @property
     def context_length(self) -> int:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from zcontext.emphasis import emphasise
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
+from zcontext.spans import UNKNOWN
 from zcontext.tokenization import text_tokenizer
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
 from zcontext.training.focusing import Asked, Find
 from zcontext.training.objective import BITS
-from zcontext.training.questions import UNKNOWN, Question, read_questions
+from zcontext.training.questions import Question, read_questions
 from zcontext.training.stages import CENTRE_TOKENS
 from zcontext.windows import Extent, WindowPlan
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from zcontext.config import CodecConfig
-from zcontext.emphasis import emphasise
+from zcontext.emphasis import Emphasis, emphasise, emphasise_end
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
-from zcontext.spans import ChatMessage
+from zcontext.spans import UNKNOWN, ChatMessage
 from zcontext.symbols import Symbols
 from zcontext.tokenization import text_tokenizer
 from zcontext.training.data import Corpus
-from zcontext.training.questions import UNKNOWN, Question
+from zcontext.training.questions import Question
 from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
 from zcontext.windows import WindowPlan
 
@@ -39,6 +39,8 @@ OVERLOOKED = 0.1
 """Share of the answers that a focused context is not written for."""
 SHORTEST = 16
 """Tokens of a distractor at least."""
+PASSAGE = (24, 96)
+"""Tokens of a passage of the corpus, at least and at most; what is gone on with may be longer."""
 PLACE = Symbols(((0,),), 2, "0000")
 """Stands for a chunk or a reply while a chat is laid out."""
 
@@ -240,10 +242,16 @@ class PromptSource:
 
     def _corpus_prompt(self, task: str, rng: np.random.Generator) -> Prompt:
         """A passage to be said again, to be continued, or to find quotations in."""
-        n = int(rng.integers(24, 97))
-        ids = self._passage(2 * n, rng)
+        shortest, longest = PASSAGE
+        if task == "continue":
+            longest = max(longest, self._settings.continue_context)
+        n = int(rng.integers(shortest, longest + 1))
+        ids = self._passage(n + min(n, PASSAGE[1]), rng)
+        if task == "continue" and len(ids) <= n:
+            n = len(ids) // 2
         context, rest = ids[:n], ids[n:]
-        chunks = self._drawn_chunks(context, rng)
+        to_go_on = task == "continue" and rng.random() < self._settings.end_share
+        chunks = self._drawn_chunks(context, rng, to_go_on=to_go_on)
         if task == "look up" and len(context) >= 4 * QUOTED:
             return self._lookup(context, chunks, rng)
         if task == "continue" and rest:
@@ -282,29 +290,28 @@ class PromptSource:
         return [int(t) for t in corpus.tokens[at : min(at + length, end)]]
 
     def _drawn_chunks(
-        self, ids: list[int], rng: np.random.Generator, *, about: Sequence[str] | None = None
+        self,
+        ids: list[int],
+        rng: np.random.Generator,
+        *,
+        about: Sequence[str] | None = None,
+        to_go_on: bool = False,
     ) -> list[Chunk]:
-        """A passage as text, or at a ratio and a depth, as it is written for some answers."""
+        """A passage as text, or at a ratio and a depth, as it is written for some purpose."""
         settings, full = self._settings, self._codec.depth
         low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
         ratio = float(np.exp(rng.uniform(low, high)))
         depth = full if rng.random() < 0.7 else int(rng.integers(1, full + 1))
         as_text = rng.random() < settings.raw_share
-        if as_text or about is None:
+        if as_text or (about is None and not to_go_on):
             return self.chunks(ids, None if as_text else ratio, depth)
-        return self._emphasised(self.chunks(ids, ratio, full), self._relevance(ids, about, rng))
-
-    def _emphasised(self, chunks: Sequence[Chunk], relevance: Tensor) -> list[Chunk]:
-        """Chunks of one passage, which share its budget by relevance."""
+        chunks = self.chunks(ids, ratio, full)
         lengths = [len(chunk.ids) for chunk in chunks]
-        n_symbols = max(1, int(sum(lengths) / (chunks[0].ratio or 1.0)))
-        found = emphasise(torch.split(relevance, lengths), n_symbols)
-        if found is None:
-            return list(chunks)
-        return [
-            dataclasses.replace(chunk, emphasis=emphasis)
-            for chunk, emphasis in zip(chunks, found, strict=True)
-        ]
+        n_symbols = max(1, int(len(ids) / ratio))
+        if about is None:
+            return _emphasised(chunks, emphasise_end(lengths, n_symbols))
+        relevance = torch.split(self._relevance(ids, about, rng), lengths)
+        return _emphasised(chunks, emphasise(relevance, n_symbols))
 
     def _relevance(
         self, ids: list[int], answers: Sequence[str], rng: np.random.Generator
@@ -328,3 +335,13 @@ class PromptSource:
 
     def _reply(self, answer: str) -> Reply:
         return Reply([*self._encode(answer), self._end])
+
+
+def _emphasised(chunks: Sequence[Chunk], emphases: Sequence[Emphasis] | None) -> list[Chunk]:
+    """Chunks of one passage, each with its emphasis; as they are where there is none to give."""
+    if emphases is None:
+        return list(chunks)
+    return [
+        dataclasses.replace(chunk, emphasis=emphasis)
+        for chunk, emphasis in zip(chunks, emphases, strict=True)
+    ]

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from zcontext.errors import ConfigError
+from zcontext.spans import UNKNOWN
 from zcontext.training.data import numbered_lines
-
-UNKNOWN = "unknown"
-"""What a reader answers when the context does not say."""
 
 
 @dataclass(frozen=True, slots=True)

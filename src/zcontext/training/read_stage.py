@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
+from zcontext.spans import UNKNOWN
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
 from zcontext.training.objective import BITS, StepOutput
 from zcontext.training.prompt_source import PromptSource
-from zcontext.training.questions import UNKNOWN, Question, read_questions
+from zcontext.training.questions import Question, read_questions
 from zcontext.training.reading import (
     Chunk,
     Prompt,

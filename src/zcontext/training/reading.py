@@ -53,6 +53,8 @@ class ReadConfig:
         unanswerable_share: Largest share of unanswerable questions taken from the files.
         restate_share: Share of prompts that ask for the text itself.
         continue_share: Share of prompts that go on with the text.
+        continue_context: Tokens of a text that is gone on with, at most (never below 96).
+        end_share: Share of the texts to go on with that are written with emphasis on their end.
         lookup_share: Share of prompts that quote some words of the text and ask what follows them:
             what teaches INFER to find a place in symbols by content.
         focus_share: Share of questions whose passages are written for them, finer where answers
@@ -74,6 +76,8 @@ class ReadConfig:
     unanswerable_share: float = 0.15
     restate_share: float = 0.15
     continue_share: float = 0.1
+    continue_context: int = 96
+    end_share: float = 0.0
     lookup_share: float = 0.1
     focus_share: float = 0.0
     distil_weight: float = 0.0

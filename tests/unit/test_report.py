@@ -213,6 +213,19 @@ def test_plots_are_drawn_and_the_same_twice(report: dict[str, Any], tmp_path: Pa
     assert not [*tmp_path.glob("*.png")]  # what is not drawn any more does not stay
 
 
+def test_of_several_depths_the_first_is_plotted(report: dict[str, Any], tmp_path: Path) -> None:
+    draw_plots(report, tmp_path)
+    first = (tmp_path / RETENTION).read_bytes()
+    other = json.loads(json.dumps(report))
+    deeper = [r for t in other["tasks"] for r in t["rows"] if r.get("depth") == 2 and r["ratio"]]
+    known = [row["retention"] for row in deeper if row.get("retention")]
+    assert known
+    for retention in known:
+        retention["value"] = 0.77
+    draw_plots(other, tmp_path)
+    assert (tmp_path / RETENTION).read_bytes() == first
+
+
 @pytest.mark.parametrize(
     "changes",
     [

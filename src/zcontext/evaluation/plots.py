@@ -85,7 +85,8 @@ def _rate(report: dict[str, Any], axes: Any) -> bool:
         y = [row["h"]["value"] - row["c"]["value"] for row in of]
         # The interval of the share is that of h - c over the bound.
         ends = [[row["bound_share"][end] * row["bound"] for row in of] for end in ("low", "high")]
-        _line(axes, x, y, ends, label=f"{depth} codes per symbol, windows of {n_tokens}")
+        codes = "1 code" if depth == 1 else f"{depth} codes"
+        _line(axes, x, y, ends, label=f"{codes} per symbol, windows of {n_tokens}")
         for row, at, height in zip(of, x, y, strict=True):
             axes.annotate(
                 f"{row['ratio']:g}x", (at, height), textcoords="offset points", xytext=(4, 4)
@@ -102,7 +103,7 @@ def _rate(report: dict[str, Any], axes: Any) -> bool:
 
 
 def _retention(report: dict[str, Any], axes: Any) -> bool:
-    """Retention of symbols over ratio, one line per task; cut text beside it, dashed."""
+    """Retention over ratio by task and kind: of several depths the first, of readers the better."""
     drawn = False
     for number, (task, rows) in enumerate(comparisons(report)):
         colour = f"C{number % 10}"
@@ -112,7 +113,8 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
                 known = row["retention"] and row["retention"]["value"] is not None
                 if row["kind"] == kind and known:
                     best = seen.get(row["ratio"])
-                    if best is None or row["retention"]["value"] > best["value"]:
+                    better = best and row["retention"]["value"] > best["value"]
+                    if best is None or (kind == "truncated" and better):
                         seen[row["ratio"]] = row["retention"]
             if not seen:
                 continue

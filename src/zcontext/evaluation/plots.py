@@ -9,13 +9,20 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zcontext.errors import MissingDependencyError, StoreError
 from zcontext.evaluation.summary import comparisons
 
 RATE, RETENTION, TIME = "rate-distortion.png", "retention.png", "time.png"
-SIZE = (6.4, 4.2)
+SIZE = (7.4, 4.2)
+BESIDE: Final[dict[str, Any]] = {
+    "frameon": False,
+    "fontsize": "small",
+    "loc": "center left",
+    "bbox_to_anchor": (1, 0.5),
+}
+"""A legend of many lines, to the right of them."""
 STYLES = (
     ("symbols", "-"),
     ("refocused", "-."),
@@ -138,7 +145,7 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
             ylim=(-0.5, 1.5),
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(**BESIDE)
     return drawn
 
 
@@ -174,7 +181,7 @@ def draw_times(rows: Sequence[dict[str, Any]], axes: Any) -> None:
         title="Time (cold: compressed first; stored; cached: prefix kept)",
         yscale="log",
     )
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(**BESIDE)
 
 
 def _line(axes: Any, x: list[float], y: list[float], ends: list[list[Any]], **style: Any) -> None:

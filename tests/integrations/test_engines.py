@@ -22,6 +22,7 @@ from zcontext.integrations import waiting
 from zcontext.integrations.engines import Engine, follow, in_thread
 from zcontext.integrations.langchain import ChatZContext, ZContextCompressor, ZContextLLM
 from zcontext.model import ZLanguageModel
+from zcontext.readers import Inferencer
 from zcontext.testing import ByteCodec
 
 
@@ -96,6 +97,13 @@ def test_another_infer_adapter_is_another_identity(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert Engine(bundle).vocabulary.codec in before
     assert Engine(bundle).identity != before
+
+
+def test_a_reader_with_a_bias_is_used_and_has_an_identity(tiny_model: ZLanguageModel) -> None:
+    plain, careful = Inferencer(tiny_model), Inferencer(tiny_model, unknown_bias=1e4)
+    assert Engine(plain).identity != Engine(careful).identity
+    llm = ChatZContext(model=careful, max_tokens=1)
+    assert llm.invoke("Who?").content == "u"  # the tiny base has bytes for tokens
 
 
 def test_what_is_no_bundle_is_refused_when_it_is_named(bundle: Path) -> None:

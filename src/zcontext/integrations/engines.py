@@ -100,7 +100,9 @@ class Engine:
 
         The codec does not name the INFER adapter, which may be trained further; a bundle does.
         """
-        return f"{self._path or self.name}#{self.vocabulary.codec}{self._reads_as}"
+        bias = getattr(self._reader, "unknown_bias", 0.0)
+        leaning = f"/unknown{bias:+g}" if bias else ""
+        return f"{self._path or self.name}#{self.vocabulary.codec}{self._reads_as}{leaning}"
 
     @property
     def vocabulary(self) -> ZVocabulary:

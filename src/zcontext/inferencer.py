@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,9 @@ class Inferencer:
             of saying so): above 0 it rather says that the context does not tell than guesses,
             below 0 it rather guesses.
 
+    Attributes:
+        reply_bias: The same as a bias on the token that `unknown` begins with.
+
     Raises:
         ConfigError: `prefix_cache_bytes` is negative, or `unknown_bias` is not finite.
     """
@@ -66,7 +69,7 @@ class Inferencer:
         self.prefixes = PrefixCache(max_bytes=prefix_cache_bytes)
         self.unknown_bias = unknown_bias
         first = text_tokenizer(model.tokenizer).ids(UNKNOWN)[0]
-        self._reply_bias = {first: unknown_bias} if unknown_bias else None
+        self.reply_bias: dict[int, float] = {first: unknown_bias} if unknown_bias else {}
 
     @property
     def codec(self) -> str:
@@ -102,7 +105,7 @@ class Inferencer:
             VocabularyError: A text holds a lone surrogate.
             ContextOverflowError: The prompt leaves no position for an answer.
         """  # noqa: DOC502 - raised by the steps
-        return self._answer(self._completion(parts), settings)
+        return self._answer(self._completion(parts), settings, reply=False)
 
     def stream(
         self, parts: Sequence[Part], *, settings: GenerationSettings | None = None
@@ -116,7 +119,7 @@ class Inferencer:
         Returns:
             Pieces of text, none empty; as a generator it returns the `Answer`.
         """
-        return self._streamed(self._completion(parts), settings)
+        return self._streamed(self._completion(parts), settings, reply=False)
 
     def chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
@@ -139,7 +142,7 @@ class Inferencer:
             ModelError: The base's chat template refuses the messages.
             ContextOverflowError: The prompt leaves no position for an answer.
         """  # noqa: DOC502 - raised by the steps
-        return self._answer(self._turns(messages), settings, self._reply_bias)
+        return self._answer(self._turns(messages), settings, reply=True)
 
     def stream_chat(
         self, messages: Sequence[ChatMessage], *, settings: GenerationSettings | None = None
@@ -153,7 +156,7 @@ class Inferencer:
         Returns:
             Pieces of text, none empty; as a generator it returns the `Answer`.
         """
-        return self._streamed(self._turns(messages), settings, self._reply_bias)
+        return self._streamed(self._turns(messages), settings, reply=True)
 
     def ask(
         self,
@@ -227,7 +230,7 @@ class Inferencer:
         for start in range(0, len(order), batch_size):
             together = order[start : start + batch_size]
             started = time.perf_counter()
-            rows = [self._row(prompts[at], chosen, self._reply_bias) for at in together]
+            rows = [self._row(prompts[at], chosen, reply=True) for at in together]
             results = generate(self.model, "infer", rows, settings=chosen)
             seconds = (time.perf_counter() - started) / len(together)
             for at, result in zip(together, results, strict=True):
@@ -287,13 +290,10 @@ class Inferencer:
         return encode_messages(self.model.tokenizer, messages)
 
     def _decoding(
-        self,
-        pieces: list[Piece],
-        settings: GenerationSettings | None,
-        bias: Mapping[int, float] | None = None,
+        self, pieces: list[Piece], settings: GenerationSettings | None, *, reply: bool
     ) -> Decoding:
         chosen = settings or GenerationSettings()
-        whole = self._row(pieces, chosen, bias)
+        whole = self._row(pieces, chosen, reply=reply)
         n = self._n_prefix(pieces)
         past = self._past(pieces, whole.embeddings[:n]) if n else None
         rest = dataclasses.replace(
@@ -302,16 +302,14 @@ class Inferencer:
         return Decoding(self.model, "infer", [rest], settings=chosen, past=past)
 
     def _row(
-        self,
-        pieces: Sequence[Piece],
-        settings: GenerationSettings,
-        bias: Mapping[int, float] | None,
+        self, pieces: Sequence[Piece], settings: GenerationSettings, *, reply: bool
     ) -> Prefill:
         """A prompt as one row, with as long an answer as there is room for."""
         n, room = n_positions(pieces), self._room(pieces)
         longest = min(settings.max_new_tokens, room)
         embedded = embed_pieces(self.model, pieces)
-        return Prefill(embedded, torch.arange(n), n, longest, first_bias=bias or {})
+        bias = self.reply_bias if reply else {}
+        return Prefill(embedded, torch.arange(n), n, longest, first_bias=bias)
 
     def _room(self, pieces: Sequence[Piece]) -> int:
         """Positions left for an answer."""
@@ -356,14 +354,11 @@ class Inferencer:
         return found
 
     def _streamed(
-        self,
-        pieces: list[Piece],
-        settings: GenerationSettings | None,
-        bias: Mapping[int, float] | None = None,
+        self, pieces: list[Piece], settings: GenerationSettings | None, *, reply: bool
     ) -> Generator[str, None, Answer]:
         started = time.perf_counter()
         # Here, so that errors come before a piece.
-        decoding = self._decoding(pieces, settings, bias)
+        decoding = self._decoding(pieces, settings, reply=reply)
 
         def told() -> Generator[str, None, Answer]:
             yield from stream(decoding)
@@ -373,13 +368,10 @@ class Inferencer:
         return told()
 
     def _answer(
-        self,
-        pieces: list[Piece],
-        settings: GenerationSettings | None,
-        bias: Mapping[int, float] | None = None,
+        self, pieces: list[Piece], settings: GenerationSettings | None, *, reply: bool
     ) -> Answer:
         started = time.perf_counter()
-        decoding = self._decoding(pieces, settings, bias)
+        decoding = self._decoding(pieces, settings, reply=reply)
         while not decoding.done:
             decoding.step()
         seconds = time.perf_counter() - started

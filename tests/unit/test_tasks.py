@@ -537,3 +537,16 @@ def test_infer_is_named_with_its_adapter(tiny_model: ZLanguageModel) -> None:
         parameter.copy_(kept)
     assert before != changed
     assert infer_identity(tiny_model) == before
+
+
+def test_a_biased_reader_answers_alike_one_by_one_and_together(tiny_model: ZLanguageModel) -> None:
+    from zcontext.readers import Inferencer
+
+    plain = ReaderRespondent(Inferencer(tiny_model))
+    careful = ReaderRespondent(Inferencer(tiny_model, unknown_bias=1e4))
+    assert careful.identity != plain.identity
+    settings = GenerationSettings(max_new_tokens=1)
+    context: list[Part] = ["Tom keeps the light."]
+    asked = [("Who?", context), ("Where?", context)]
+    for alike in (False, True):
+        assert careful.answer(asked, settings=settings, alike=alike) == ["u", "u"]

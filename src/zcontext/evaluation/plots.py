@@ -117,12 +117,11 @@ def _retention(report: dict[str, Any], axes: Any) -> bool:
         for kind, style in STYLES:
             seen: dict[float, dict[str, Any]] = {}
             for row in rows:
-                known = row["retention"] and row["retention"]["value"] is not None
-                if row["kind"] == kind and known:
-                    best = seen.get(row["ratio"])
-                    better = best and row["retention"]["value"] > best["value"]
-                    if best is None or (kind == "truncated" and better):
-                        seen[row["ratio"]] = row["retention"]
+                kept, best = row["retention"], seen.get(row["ratio"])
+                if row["kind"] != kind or not kept or kept["value"] is None:
+                    continue
+                if best is None or (kind == "truncated" and kept["value"] > best["value"]):
+                    seen[row["ratio"]] = kept
             if not seen:
                 continue
             drawn = True

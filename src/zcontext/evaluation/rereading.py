@@ -7,7 +7,7 @@ from its start. It knows one model and one role; not what is asked.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,13 +28,21 @@ class Rereader:
     Args:
         model: The model.
         role: The adapter that reads; None is the plain base.
+        first_bias: Added to the scores of tokens where an answer begins.
 
     Attributes:
         n_read: Positions read so far, without those that were kept.
     """
 
-    def __init__(self, model: ZLanguageModel, role: Role | None) -> None:
+    def __init__(
+        self,
+        model: ZLanguageModel,
+        role: Role | None,
+        *,
+        first_bias: Mapping[int, float] | None = None,
+    ) -> None:
         self.model = model
+        self._first_bias = first_bias or {}
         self.n_read = 0
         self._role: Role | None = role
         self._signs: list[Hashable] = []
@@ -57,10 +65,9 @@ class Rereader:
         embedded = embed_pieces(self.model, pieces)
         past = self._read(embedded, n_shared)
         self._signs, self._past = signs, past
-        room = self.model.context_length - n
-        prompt = Prefill(
-            embedded[n - 1 :], torch.arange(n - 1, n), n, min(settings.max_new_tokens, room)
-        )
+        longest = min(settings.max_new_tokens, self.model.context_length - n)
+        last = torch.arange(n - 1, n)
+        prompt = Prefill(embedded[n - 1 :], last, n, longest, first_bias=self._first_bias)
         found = generate(self.model, self._role, [prompt], settings=settings, past=fork(past))
         return found[0].text
 

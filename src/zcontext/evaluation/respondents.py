@@ -69,11 +69,10 @@ class ReaderRespondent:
         # stand-in in tests) is named by its codec.
         model = getattr(reader, "model", None)
         self.identity = reader.codec if model is None else infer_identity(model)
-        bias = getattr(reader, "unknown_bias", 0.0)
+        bias = getattr(reader, "reply_bias", {})
         if bias:
-            self.identity = digest_of(self.identity, bias)
-        # A biased reader answers by itself, however long the context.
-        self._one_by_one = None if model is None or bias else Rereader(model, "infer")
+            self.identity = digest_of(self.identity, *bias.items())
+        self._one_by_one = None if model is None else Rereader(model, "infer", first_bias=bias)
 
     @property
     def context_length(self) -> int:

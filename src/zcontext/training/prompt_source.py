@@ -39,8 +39,8 @@ OVERLOOKED = 0.1
 """Share of the answers that a focused context is not written for."""
 SHORTEST = 16
 """Tokens of a distractor at least."""
-PASSAGE = (24, 96)
-"""Tokens of a passage of the corpus, at least and at most; what is gone on with may be longer."""
+SHORTEST_PASSAGE, LONGEST_PASSAGE = 24, 96
+"""Tokens of a passage of the corpus; what is gone on with may be longer."""
 PLACE = Symbols(((0,),), 2, "0000")
 """Stands for a chunk or a reply while a chat is laid out."""
 
@@ -242,11 +242,11 @@ class PromptSource:
 
     def _corpus_prompt(self, task: str, rng: np.random.Generator) -> Prompt:
         """A passage to be said again, to be continued, or to find quotations in."""
-        shortest, longest = PASSAGE
+        longest = LONGEST_PASSAGE
         if task == "continue":
             longest = max(longest, self._settings.continue_context)
-        n = int(rng.integers(shortest, longest + 1))
-        ids = self._passage(n + min(n, PASSAGE[1]), rng)
+        n = int(rng.integers(SHORTEST_PASSAGE, longest + 1))
+        ids = self._passage(n + min(n, LONGEST_PASSAGE), rng)
         if task == "continue" and len(ids) <= n:
             n = len(ids) // 2
         context, rest = ids[:n], ids[n:]

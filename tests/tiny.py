@@ -81,7 +81,7 @@ def tiny_z(*, seed: int = 0, depth: int = 3, size: int = 32, named: bool = False
         ]:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     if model.codebook.lexicon is not None:
-        tokens = range(model.base_vocab - size + 1, model.base_vocab)
+        tokens = range(max(0, model.base_vocab - size + 1), model.base_vocab)
         model.codebook.lexicon.name([(token,) for token in tokens])
     model.seal()
     return model

@@ -193,16 +193,20 @@ class Lexicon(nn.Module):
 
         Returns:
             The code of the phrase that starts at each token, 0 for none, and where phrases start,
-            both `[batch, n]`.
+            both `[batch, n]`; behind the last segment every token stands for itself, without a
+            code.
         """
-        rows, known = ids.tolist(), self.codes
-        starts = _cut(rows, known, [{end + 1 for end in row} for row in ends.tolist()])
-        codes = torch.full(ids.shape, SILENT)
-        for row, (text, cuts) in enumerate(zip(rows, starts, strict=True)):
-            places = [*(at for at, here in enumerate(cuts) if here), len(text)]
+        last, known = ends.tolist(), self.codes
+        # A writer that goes symbol by symbol asks for one segment of a whole window each time.
+        rows = [row[: own[-1] + 1] for row, own in zip(ids.tolist(), last, strict=True)]
+        cuts = _cut(rows, known, [{end + 1 for end in own} for own in last])
+        codes, starts = torch.full(ids.shape, SILENT), torch.ones(ids.shape, dtype=torch.bool)
+        for row, (text, cut) in enumerate(zip(rows, cuts, strict=True)):
+            places = [*(at for at, here in enumerate(cut) if here), len(text)]
             found = [known.get(tuple(text[a:b]), SILENT) for a, b in pairwise(places)]
-            codes[row, places[:-1]] = torch.tensor(found)
-        return codes.to(ids.device), torch.tensor(starts, device=ids.device)
+            codes[row, places[:-1]] = torch.tensor(found, dtype=torch.long)
+            starts[row, : len(text)] = torch.tensor(cut, dtype=torch.bool)
+        return codes.to(ids.device), starts.to(ids.device)
 
 
 def _cut(

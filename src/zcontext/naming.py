@@ -81,11 +81,24 @@ def place_symbols(
 def _place_phrases(
     surprisal: Tensor, starts: Tensor, n_slots: int, *, n_names: int | None
 ) -> Tensor:
-    last = torch.cat([starts[1:], starts.new_ones(1)]).nonzero().squeeze(-1)
+    last, bits = phrases_of(surprisal, starts)
     if len(last) < n_slots:
         return place_slots(surprisal, n_slots, n_names=n_names)
-    bits = _bits_of_phrases(surprisal.unsqueeze(0), starts.unsqueeze(0))[0, last]
     return last[place_slots(bits, n_slots, n_names=n_names)]
+
+
+def phrases_of(surprisal: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The phrases of one text, in its order.
+
+    Args:
+        surprisal: Bits per token, `[n]`.
+        starts: Where phrases start, bool `[n]`.
+
+    Returns:
+        The last token of each, int64 `[k]`, and the bits of all of it, float64 `[k]`.
+    """
+    last = torch.cat([starts, starts.new_ones(1)])[1:].nonzero().squeeze(-1)
+    return last, _bits_of_phrases(surprisal.unsqueeze(0), starts.unsqueeze(0))[0, last]
 
 
 def name_phrases(

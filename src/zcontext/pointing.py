@@ -1,8 +1,10 @@
 """The pointer of the autoregressive writer: how far a window is written, and where a segment ends.
 
 A pointer moves in bits of surprisal, not in tokens: at equal pace it takes few tokens where text is
-dense and many where it is predictable. It moves forward only, and whoever follows it gets ends that
-rise strictly and a last one that closes the window. What it does not know: who sets the pace.
+dense and many where it is predictable. Where codes are names it steps from phrase to phrase, and
+the bits of its window lie on the phrases that can be named. It moves forward only, and whoever
+follows it gets ends that rise strictly and a last one that closes the window. What it does not
+know: who sets the pace, which code names what.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zcontext.segmentation import usual_weight, weigh
+from zcontext.naming import phrases_of
+from zcontext.segmentation import to_name, usual_weight, weigh
+
+ROUNDING = 1e-9
+"""Bits by which a place may seem to lie behind an end that it lies on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,26 +105,70 @@ class Allowance:
         self._seen += n_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class Phrasing:
+    """What a pointer is told of a window where codes are names.
+
+    Attributes:
+        starts: Where phrases start, bool `[n]`, on the CPU; none reaches across a stop.
+        n_names: Phrases that a symbol can name.
+    """
+
+    starts: Tensor
+    n_names: int
+
+
 class Pointer:
-    """Goes through the tokens of one window.
+    """Goes through the tokens of one window, or through its phrases.
+
+    Led at the pace asked for through phrases, it goes as the one-pass writer places its slots: each
+    symbol gets equally many of those that are hardest to guess, which are as many as the symbols
+    expected can name. Where that is all of them, no pace leads a segment further than its symbol
+    can name.
 
     Args:
         surprisal: Of the tokens to be written, bits, `[n]`; on the CPU.
         request: What they are to be written in.
         stops: Tokens that no segment reaches across, in order: where runs between literals end.
+        phrasing: Where codes are names; no segment ends within a phrase.
     """
 
-    def __init__(self, surprisal: Tensor, request: Request, *, stops: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        surprisal: Tensor,
+        request: Request,
+        *,
+        stops: Sequence[int] = (),
+        phrasing: Phrasing | None = None,
+    ) -> None:
         self.n_tokens = len(surprisal)
-        self._reached = weigh(surprisal).cumsum(0)
-        self.total = float(self._reached[-1]) if self.n_tokens else 0.0
+        weights = weigh(surprisal)
+        self.total = float(weights.cumsum(0)[-1]) if self.n_tokens else 0.0
         self._most = request.most
         # Asked for more symbols than it may have, it spreads what it may have over the window.
         self.price = max(request.bits_per_symbol, self.total / max(1, request.most))
-        self._stops = stops
+        self._behind = list(range(1, self.n_tokens + 1))  # tokens up to the end of each step
+        self._furthest = self.n_tokens
+        if phrasing is not None:
+            last, bits = phrases_of(surprisal, phrasing.starts)
+            self._behind = (last + 1).tolist()
+            n_named = int(phrasing.n_names * max(1.0, self.total / self.price))
+            if len(bits) <= n_named:
+                self._furthest = phrasing.n_names
+            weights = to_name(bits, n_named)
+            weights = weights * (self.total / weights.sum())
+        self._reached = weights.cumsum(0)  # bits up to the end of each step
+        self._stops = [bisect_right(self._behind, stop) for stop in stops]
+        self._at = 0
         self.place = 0.0
+        self.held = False  # whether the last segment ends before its pace led to
         self.ends: list[int] = []
         self.stopped = self.n_tokens == 0 or request.most < 1
+
+    @property
+    def n_steps(self) -> int:
+        """Tokens, or phrases: segments at most."""
+        return len(self._behind)
 
     @property
     def begin(self) -> int:
@@ -137,21 +187,23 @@ class Pointer:
             pace: Bits of it over those asked for.
         """
         share = pace * self.price
-        place = self.place + share
-        begin = self.begin
-        if len(self.ends) + 1 >= self._most or self.total - place < share / 2:
-            end = self.n_tokens
-        else:
-            at = torch.searchsorted(self._reached, place)
-            end = min(max(int(at) + 1, begin + 1), self.n_tokens)
-        next_stop = bisect_right(self._stops, begin)
-        may_stop = len(self.ends) + 1 < self._most
-        if may_stop and next_stop < len(self._stops) and self._stops[next_stop] < end:
-            end = self._stops[next_stop]
-            place = min(place, float(self._reached[end - 1]))
-        self.place = self.total if end == self.n_tokens else place
-        self.ends.append(end)
-        self.stopped = end == self.n_tokens
+        place, end = self.place + share, self.n_steps
+        if len(self.ends) + 1 < self._most:
+            if self.total - place >= share / 2:
+                stood = int(torch.searchsorted(self._reached, place - ROUNDING))
+                end = min(max(stood, self._at) + 1, end)
+            limits = [
+                self._at + self._furthest,
+                *self._stops[bisect_right(self._stops, self._at) :],
+            ]
+            self.held = min(limits) < end
+            if self.held:
+                end = min(limits)
+                place = min(place, float(self._reached[end - 1]))
+        self.place = self.total if end == self.n_steps else place
+        self._at = end
+        self.ends.append(self._behind[end - 1])
+        self.stopped = end == self.n_steps
 
     def close(self) -> None:
         """END was chosen for the segment it has just been led to: the one before closes."""

@@ -102,7 +102,7 @@ def place_slots(surprisal: Tensor, n_slots: int, *, n_names: int | None = None) 
             field="n_slots",
             value=n_slots,
         )
-    weights = weigh(surprisal) if n_names is None else _to_name(surprisal, n_slots * n_names)
+    weights = weigh(surprisal) if n_names is None else to_name(surprisal, n_slots * n_names)
     cumulative = weights.cumsum(0)
     step = torch.arange(1, n_slots + 1, dtype=torch.float64)
     wanted = torch.searchsorted(cumulative, step * (cumulative[-1] / n_slots))
@@ -115,8 +115,16 @@ def place_slots(surprisal: Tensor, n_slots: int, *, n_names: int | None = None) 
     return ends
 
 
-def _to_name(surprisal: Tensor, count: int) -> Tensor:
-    """1 for the tokens that are hardest to guess, 0 for all others, float64 `[n]`."""
+def to_name(surprisal: Tensor, count: int) -> Tensor:
+    """Which tokens, or phrases, are named where not all can be.
+
+    Args:
+        surprisal: Bits of each, `[n]`.
+        count: How many are named.
+
+    Returns:
+        1 for those that are hardest to guess, 0 for all others, float64 `[n]`.
+    """
     hardest = surprisal.argsort(descending=True, stable=True)[:count]
     return torch.zeros(len(surprisal), dtype=torch.float64).index_fill(0, hardest, 1.0)
 

@@ -1,15 +1,18 @@
-"""How a latent is spelt: which codes, or END, with which probability and which gradient.
+"""How a symbol is spelt: which codes, or END, with which probability and which gradient.
 
-The distribution of a symbol is a product over its stages. The first chooses among all codes of its
-table and END, each later one among all codes, given what the ones before it left unsaid; so at
-depth 1 it is one softmax over `size` codes and END, that of arXiv 2603.25340. Base tokens have no
-logits here. What this module does not know: models, text, where states come from.
+In a codec of learned rows its distribution is a product over its stages. The first chooses among
+all codes of its table and END, each later one among all codes, given what the ones before it left
+unsaid; so at depth 1 it is one softmax over `size` codes and END, that of arXiv 2603.25340. In a
+codec of names a segment's phrases are looked up, and the one choice is between them and END. Base
+tokens have no logits here. What this module does not know: models, where states come from, where
+segments end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +20,12 @@ from torch import Tensor, nn
 from zcontext.codebook import Codebook
 from zcontext.composer import Composer
 from zcontext.lexicon import SILENT
+from zcontext.naming import Wording
 from zcontext.relaxation import gumbel_noise
 
 Noise = Sequence[Tensor]
-"""Of each stage, `[..., size]`; of the first `[..., size + 1]`, END last."""
+"""Of each stage that draws, `[..., size]`; of the first `[..., size + 1]`, END last. Of names one
+draws, between all of them together and END: `[..., 2]`."""
 
 
 def draw_noise(shape: Sequence[int], *, depth: int, size: int, seeds: torch.Generator) -> Noise:
@@ -57,8 +62,109 @@ def with_end(scores: Tensor, odds: Tensor) -> Tensor:
     return torch.cat([said, nn.functional.logsigmoid(log_odds)], dim=-1)
 
 
+def nats_of_end(odds: Tensor) -> Tensor:
+    """Nats of END and of not ending, `[..., 2]`."""
+    return nn.functional.softplus(torch.stack([-odds, odds], dim=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class Relaxed:
+    """What relaxing drawn codes gives.
+
+    Attributes:
+        rows: Of the drawn codes, in the order of choice, with a gradient, `[..., depth, hidden]`.
+        unlike: Mean squared difference between drawn and expected row, `[...]`.
+        shares: Of each stage that draws, the probability of every code, `[..., size]`.
+    """
+
+    rows: Tensor
+    unlike: Tensor
+    shares: tuple[Tensor, ...]
+
+
+class Spells(Protocol):
+    """Chooses the codes of symbols, or END."""
+
+    def noise(self, shape: Sequence[int], seeds: torch.Generator) -> Noise:
+        """Noise for symbols.
+
+        Args:
+            shape: Leading axes.
+            seeds: CPU generator.
+
+        Returns:
+            Of each stage that draws, on the CPU.
+        """
+        ...
+
+    def greedy(
+        self, latents: Tensor, odds: Tensor, *, wording: Wording | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The likeliest: END where it is likelier than all codes together.
+
+        Args:
+            latents: `[..., hidden]`.
+            odds: Log-odds of END, `[...]`.
+            wording: The text, latents `[batch, k, hidden]` then being its segments'.
+
+        Returns:
+            Codes in the order of choice, int64 `[..., depth]`, and whether END was chosen, `[...]`.
+        """
+        ...
+
+    def draw(
+        self, latents: Tensor, odds: Tensor, noise: Noise, *, wording: Wording | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """A sample: the highest of logits and Gumbel noise.
+
+        Args:
+            latents: `[..., hidden]`.
+            odds: Log-odds of END, `[...]`.
+            noise: As `noise` gives it.
+            wording: As for `greedy`.
+
+        Returns:
+            As `greedy`; what END is drawn instead of is drawn nevertheless.
+        """
+        ...
+
+    def nats(self, latents: Tensor, odds: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """What given codes cost, and what END costs or its absence.
+
+        Args:
+            latents: `[..., hidden]`.
+            odds: Log-odds of END, `[...]`.
+            codes: In the order of choice, int64 `[..., depth]`.
+
+        Returns:
+            Nats of the codes, each stage given the ones before, `[..., depth]`; nats of END and of
+            not ending, `[..., 2]`.
+        """
+        ...
+
+    def relax(
+        self, latents: Tensor, odds: Tensor, codes: Tensor, *, noise: Noise, temperature: float
+    ) -> Relaxed:
+        """Codes that were drawn, with a gradient for what drew them.
+
+        Straight-through Gumbel-Softmax (Jang et al. 2017): the forward value is what was drawn, the
+        backward one that of what is expected at a temperature, under the noise of the draw.
+
+        Args:
+            latents: `[..., hidden]`.
+            odds: Log-odds of END, `[...]`.
+            codes: As they were drawn, int64 `[..., depth]`.
+            noise: As they were drawn with.
+            temperature: Of the softmax.
+
+        Returns:
+            Rows and terms of the objective.
+        """
+        ...
+
+
 class Speller:
-    """Stages of one codec under one composer.
+    """Stages of one codec of learned rows under one composer.
 
     Args:
         composer: Gives scores.
@@ -94,17 +200,15 @@ class Speller:
             yield stage, self._scores(left, stage), row
             left = left - row
 
+    def noise(self, shape: Sequence[int], seeds: torch.Generator) -> Noise:
+        """See `Spells`."""
+        return draw_noise(shape, depth=self.depth, size=self.codebook.config.size, seeds=seeds)
+
     @torch.no_grad()
-    def greedy(self, latents: Tensor, odds: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest: END where it is likelier than all codes together, else stage by stage.
-
-        Args:
-            latents: `[..., hidden]`.
-            odds: Log-odds of END, `[...]`.
-
-        Returns:
-            Codes in the order of choice, int64 `[..., depth]`, and whether END was chosen, `[...]`.
-        """
+    def greedy(
+        self, latents: Tensor, odds: Tensor, *, wording: Wording | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Spells`; stage by stage, whatever the text."""
         left = latents.float() - self.codebook.mean_embedding
         codes = []
         for stage in range(self.depth):
@@ -117,17 +221,10 @@ class Speller:
         return torch.stack(codes, dim=-1), odds > 0
 
     @torch.no_grad()
-    def draw(self, latents: Tensor, odds: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """A sample: the highest of logits and Gumbel noise, stage by stage.
-
-        Args:
-            latents: `[..., hidden]`.
-            odds: Log-odds of END, `[...]`.
-            noise: Of each stage.
-
-        Returns:
-            As `greedy`; what END is drawn instead of is drawn nevertheless.
-        """
+    def draw(
+        self, latents: Tensor, odds: Tensor, noise: Noise, *, wording: Wording | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Spells`; stage by stage, whatever the text."""
         left = latents.float() - self.codebook.mean_embedding
         codes, ended = [], torch.zeros_like(odds, dtype=torch.bool)
         for stage in range(self.depth):
@@ -144,42 +241,17 @@ class Speller:
         return torch.stack(codes, dim=-1), ended
 
     def nats(self, latents: Tensor, odds: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """What given codes cost, and what END costs or its absence.
-
-        Args:
-            latents: `[..., hidden]`.
-            odds: Log-odds of END, `[...]`.
-            codes: In the order of choice, int64 `[..., depth]`.
-
-        Returns:
-            Nats of the codes, each stage given the ones before, `[..., depth]`; nats of END and of
-            not ending, `[..., 2]`.
-        """
+        """See `Spells`."""
         told = []
         for stage, scores, _ in self._stages(latents, codes):
             chosen = codes[..., stage].unsqueeze(-1)
             told.append(-scores.log_softmax(-1).gather(-1, chosen).squeeze(-1))
-        ending = torch.stack([-odds, odds], dim=-1)
-        return torch.stack(told, dim=-1), nn.functional.softplus(ending)
+        return torch.stack(told, dim=-1), nats_of_end(odds)
 
     def relax(
         self, latents: Tensor, odds: Tensor, codes: Tensor, *, noise: Noise, temperature: float
     ) -> Relaxed:
-        """Codes that were drawn, with the gradient of the softmax that they were drawn from.
-
-        Straight-through Gumbel-Softmax (Jang et al. 2017): the forward value is the drawn row, the
-        backward one that of the expected row at a temperature, under the noise of the draw.
-
-        Args:
-            latents: `[..., hidden]`.
-            odds: Log-odds of END, `[...]`.
-            codes: As they were drawn, int64 `[..., depth]`.
-            noise: As they were drawn with.
-            temperature: Of the softmax.
-
-        Returns:
-            Rows and terms of the objective.
-        """
+        """See `Spells`."""
         rows, unlike, used = [], [], []
         for stage, scores, row in self._stages(latents, codes):
             size = scores.shape[-1]
@@ -192,19 +264,92 @@ class Speller:
         return Relaxed(torch.stack(rows, dim=-2), torch.stack(unlike, dim=-1).mean(-1), tuple(used))
 
 
-@dataclass(frozen=True, slots=True)
-class Relaxed:
-    """What relaxing drawn codes gives.
+class Namer:
+    """Names of one codec: the phrases of a segment, as the one-pass writer names them, or END.
 
-    Attributes:
-        rows: Of the drawn codes, in the order of choice, with a gradient, `[..., depth, hidden]`.
-        unlike: Mean squared difference between drawn and expected row, `[...]`.
-        shares: Of each stage, the probability of every code, `[..., size]`.
+    Nothing of the text is chosen here, so nothing of it is drawn. What a segment says changes with
+    where it ends; its latent, the sum of its tokens, passes the gradient on.
+
+    Args:
+        codebook: Names phrases; it is not learned through.
+        depth: Names of a symbol at most.
     """
 
-    rows: Tensor
-    unlike: Tensor
-    shares: tuple[Tensor, ...]
+    def __init__(self, codebook: Codebook, depth: int) -> None:
+        self.codebook, self.depth = codebook, depth
+
+    def noise(self, shape: Sequence[int], seeds: torch.Generator) -> Noise:
+        """See `Spells`."""
+        return draw_noise(shape, depth=1, size=1, seeds=seeds)
+
+    @torch.no_grad()
+    def greedy(
+        self, latents: Tensor, odds: Tensor, *, wording: Wording | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Spells`; codes stand in the order of the text."""
+        named = self.codebook.quantise(latents, depth=self.depth, wording=wording)
+        return named.codes, odds > 0
+
+    @torch.no_grad()
+    def draw(
+        self, latents: Tensor, odds: Tensor, noise: Noise, *, wording: Wording | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Spells`; END alone is drawn."""
+        codes, _ = self.greedy(latents, odds, wording=wording)
+        return codes, self._noisy(odds, noise).argmax(-1) == 1
+
+    def nats(self, latents: Tensor, odds: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Spells`; codes that are looked up cost nothing."""
+        return torch.zeros_like(codes, dtype=odds.dtype), nats_of_end(odds)
+
+    def relax(
+        self, latents: Tensor, odds: Tensor, codes: Tensor, *, noise: Noise, temperature: float
+    ) -> Relaxed:
+        """See `Spells`; every row carries its share of the latent's gradient (`Codebook.quantise`).
+
+        There are no probabilities of codes, and what is named is what is expected.
+        """
+        said = torch.softmax(self._noisy(odds, noise) / temperature, dim=-1)[..., :1]
+        moved = (latents - latents.detach()) / self.depth
+        rows = self.codebook.rows_of(codes) * (1 + said - said.detach()).unsqueeze(-1)
+        return Relaxed(rows + moved.unsqueeze(-2), torch.zeros_like(odds), ())
+
+    def _noisy(self, odds: Tensor, noise: Noise) -> Tensor:
+        """All codes together and END, `[..., 2]`."""
+        return with_end(torch.zeros_like(odds).unsqueeze(-1), odds) + noise[0].to(odds)
+
+
+def speller_of(composer: Composer, codebook: Codebook, depth: int) -> Spells:
+    """What spells the symbols of a codec.
+
+    Args:
+        composer: Gives scores.
+        codebook: Of the codec.
+        depth: Codes per symbol.
+
+    Returns:
+        What spells them.
+    """
+    if codebook.lexicon is not None:
+        return Namer(codebook, depth)
+    return Speller(composer, codebook, depth)
+
+
+def hearing_order(codebook: Codebook, codes: Tensor, tokens: Tensor, ends: Tensor) -> Tensor:
+    """The order in which a reader hears codes that stand in the order of choice.
+
+    Args:
+        codebook: Of the codec.
+        codes: int64 `[batch, k, depth]`.
+        tokens: Of the text, `[batch, n, hidden]`.
+        ends: Last token of every segment, `[batch, k]`.
+
+    Returns:
+        int64 `[batch, k, depth]`; names stand in the order of the text already.
+    """
+    if codebook.config.shared and codebook.lexicon is None:
+        return codebook.order(codes, tokens, ends)
+    return torch.arange(codes.shape[-1], device=codes.device).expand_as(codes)
 
 
 def crowding(shares: Sequence[Tensor], real: Tensor, *, shared: bool) -> Tensor:
@@ -213,13 +358,15 @@ def crowding(shares: Sequence[Tensor], real: Tensor, *, shared: bool) -> Tensor:
     Its gradient goes into every probability; counts of drawn codes would have none.
 
     Args:
-        shares: Of each stage, the probability of every code, `[..., size]`.
+        shares: Of each stage that draws, the probability of every code, `[..., size]`.
         real: True on symbols that count, `[...]`.
         shared: Whether the stages choose from one table, and are counted together.
 
     Returns:
-        A scalar, 0 when all codes are used alike.
+        A scalar, 0 when all codes are used alike, or none is drawn.
     """
+    if not shares:
+        return torch.zeros((), device=real.device)
     weight = real.to(shares[0]).unsqueeze(-1)
     total = weight.sum().clamp_min(1)
     means = [(share * weight).flatten(0, -2).sum(0) / total for share in shares]

@@ -176,6 +176,7 @@ class WindowWriter:
             [free[row] for row in rows],
             # What fills the batch up is not written: it would only make all others wait.
             [*asked, *[Request(1.0, 0)] * (len(rows) - len(tasks))],
+            codebook=self.model.codebook,
             start=start,
             width=state.tokens.shape[1] - start,
         )

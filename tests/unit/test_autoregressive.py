@@ -71,7 +71,8 @@ def passage_of(model, texts, *, price=20.0, depth=3):
         state = model.read(ids, torch.ones_like(ids))
     n = ids.shape[1]
     requests = [Request(price, n)] * len(ids)
-    return Passage.of(state, [range(n)] * len(ids), requests, start=0, width=n)
+    rows = [range(n)] * len(ids)
+    return Passage.of(state, rows, requests, codebook=model.codebook, start=0, width=n)
 
 
 def drawn(model, texts, *, seed=0, depth=3, **options):
@@ -269,7 +270,7 @@ def test_rollout_and_replay_give_the_same_symbols_under_the_same_noise(seed, sha
     assert torch.equal(codes[path.real], path.codes[path.real])
     assert torch.equal(ended & path.real, path.ended)
     # And the pointer is led to where it stood.
-    pointers = passage.pointers()
+    pointers = passage.pointers(depth=3)
     for row, pointer in enumerate(pointers):
         for step in range(int(path.real[row].sum())):
             pointer.advance(float(traced.paces[row, step]))

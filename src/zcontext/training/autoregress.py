@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from zcontext.caches import fork
 from zcontext.composer import MAX_PACE
-from zcontext.composing import Composition, Passage, Path, composer_of
+from zcontext.composing import NEVER, Composition, Passage, Path, composer_of
 from zcontext.config import check
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
-from zcontext.segmentation import place_slots
-from zcontext.spelling import Relaxed, Speller, crowding
+from zcontext.spelling import Relaxed, crowding, hearing_order, speller_of
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import (
     BITS,
@@ -113,7 +112,7 @@ class Autoregress(nn.Module):
         assert found.path is not None
         assert found.noise is not None
         path, drawn = found.path, retrace(z, passage, found.path)
-        relaxed = Speller(self.composer, z.codebook, batch.depth).relax(
+        relaxed = speller_of(self.composer, z.codebook, batch.depth).relax(
             drawn.latents,
             drawn.odds,
             path.codes,
@@ -180,7 +179,8 @@ class Autoregress(nn.Module):
         n = ids.shape[1]
         price = price_of(n / batch.n_slots, mean_surprisal=z.config.mean_surprisal)
         rows = [range(n)] * len(ids)
-        passage = Passage.of(state, rows, [Request(price, n)] * len(ids), start=0, width=n)
+        requests = [Request(price, n)] * len(ids)
+        passage = Passage.of(state, rows, requests, codebook=z.codebook, start=0, width=n)
         return passage, memory
 
     def _distil(
@@ -188,7 +188,7 @@ class Autoregress(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats a stage, of END and its absence, and the error of the pace, along a path."""
         traced = retrace(self.z, passage, path)
-        speller = Speller(self.composer, self.z.codebook, depth)
+        speller = speller_of(self.composer, self.z.codebook, depth)
         codes, ending = speller.nats(traced.latents, traced.odds, path.codes)
         written = path.written.to(codes)
         n = written.sum()
@@ -213,10 +213,9 @@ class Autoregress(nn.Module):
         END before a symbol would have taken it away: each is worth what its survival is, so that
         what a reader loses without it bears on the odds of END.
         """
-        codebook, rows = self.z.codebook, relaxed.rows
-        if self.z.config.shared:
-            order = codebook.order(path.codes, passage.tokens, path.ends)
-            rows = rows.gather(-2, order.unsqueeze(-1).expand_as(rows))
+        codebook = self.z.codebook
+        order = hearing_order(codebook, path.codes, passage.tokens, path.ends)
+        rows = relaxed.rows.gather(-2, order.unsqueeze(-1).expand_as(relaxed.rows))
         alive = (survival / survival.detach().clamp_min(1e-6)).unsqueeze(-1)
         return codebook.heard(rows) * torch.where(path.written.unsqueeze(-1), alive, 1.0)
 
@@ -226,13 +225,16 @@ class Autoregress(nn.Module):
         """(K / N - 1 / r)^2 of the batch, K the number of symbols expected.
 
         A slot counts as far as it survives, and for as much as it was led on over the pace that
-        led it: going faster needs fewer. What a path left out at END counts as it would go on.
+        led it: going faster needs fewer, unless a symbol holds no more. What a path left out at END
+        counts as it would go on.
         """
         first = torch.zeros_like(path.places[:, :1])
         steps = torch.diff(torch.cat([first, path.places], dim=1)).to(survival)
         shares = drawn.paces * path.prices.unsqueeze(1).to(survival)
-        expected = (survival * steps / shares * path.real).sum(1)
-        totals = torch.tensor([p.total for p in passage.pointers()], device=survival.device)
+        counts = torch.where(path.held, 1.0, steps / shares)
+        expected = (survival * counts * path.real).sum(1)
+        pointers = passage.pointers(depth=path.codes.shape[-1])
+        totals = torch.tensor([pointer.total for pointer in pointers], device=survival.device)
         rest = (totals - path.places[:, -1]).to(survival).clamp_min(0)
         last = path.real.sum(1, keepdim=True) - 1
         expected = expected + rest * (survival / shares).gather(1, last).squeeze(1)
@@ -269,16 +271,14 @@ def one_pass_path(z: ZLanguageModel, passage: Passage, *, depth: int) -> Path:
     Returns:
         The path.
     """
-    pointers = passage.pointers()
+    pointers = passage.pointers(depth=depth)
     counts = [
-        max(1, min(pointer.n_tokens, round(pointer.total / pointer.price))) for pointer in pointers
+        max(1, min(pointer.n_steps, round(pointer.total / pointer.price))) for pointer in pointers
     ]
     k, device = max(counts) + 1, passage.tokens.device
+    placed = passage.one_pass_ends(z.config, counts, depth=depth)
     ends = torch.stack(
-        [
-            nn.functional.pad(place_slots(bits, count), (0, k - count), value=len(bits) - 1)
-            for bits, count in zip(passage.surprisal, counts, strict=True)
-        ]
+        [nn.functional.pad(row, (0, k - len(row)), value=int(row[-1])) for row in placed]
     ).to(device)
     number = torch.tensor(counts, device=device).unsqueeze(1)
     slot = torch.arange(1, k + 1, device=device)
@@ -286,7 +286,9 @@ def one_pass_path(z: ZLanguageModel, passage: Passage, *, depth: int) -> Path:
     z.adapters.activate("compress")
     state = replace(passage.state, cache=fork(passage.state.cache))
     latents = z.write(state, ends[:, :-1], written[:, :-1].long())
-    codes = z.codebook.nearest(latents, depth=depth)
+    speller = speller_of(composer_of(z), z.codebook, depth)
+    never = torch.full(latents.shape[:-1], NEVER, device=device)
+    codes, _ = speller.greedy(latents, never, wording=passage.wording(ends[:, :-1]))
     totals = torch.tensor([pointer.total for pointer in pointers], device=device).unsqueeze(1)
     prices = torch.tensor([pointer.price for pointer in pointers], device=device)
     places = totals * (slot / number).clamp_max(1.0)
@@ -297,6 +299,7 @@ def one_pass_path(z: ZLanguageModel, passage: Passage, *, depth: int) -> Path:
         places=places,
         n_left=(totals - behind) / prices.unsqueeze(1),
         prices=prices,
+        held=torch.zeros_like(written),
         real=slot <= number + 1,
         ended=slot == number + 1,
     )

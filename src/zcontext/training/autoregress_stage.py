@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from zcontext.composing import Composition
 from zcontext.model import ZLanguageModel
-from zcontext.naming import place_symbols
 from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
@@ -116,11 +115,9 @@ class AutoregressStage:
             heard.roll(1, 0), ids, ends.roll(1, 0), real.to(ids.device).roll(1, 0)
         )
         figures["gap"] = other["c"] - figures["c"]
-        placed = [
-            tuple((place_symbols(z.config, bits.unsqueeze(0), len(row))[0] + 1).tolist())
-            for bits, row in zip(passage.surprisal, found.codes, strict=True)
-        ]
-        _, ends, real = _padded(found.codes, placed)
+        counts = [len(row) for row in found.codes]
+        placed = passage.one_pass_ends(z.config, counts, depth=z.config.depth)
+        _, ends, real = _padded(found.codes, [(row + 1).tolist() for row in placed])
         z.adapters.activate("compress")
         latents = z.write(passage.state, ends.to(z.device), real.long().to(z.device))
         written = z.quantise(latents, ids, ends.to(z.device), passage.state.surprisal)

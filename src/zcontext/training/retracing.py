@@ -17,6 +17,7 @@ from zcontext.composing import NEVER, Passage, Path, composer_of
 from zcontext.model import ZLanguageModel
 from zcontext.pointing import price_of
 from zcontext.segmentation import weigh
+from zcontext.spelling import hearing_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,8 @@ def retrace(model: ZLanguageModel, passage: Passage, path: Path) -> Retraced:
     """
     composer, codebook = composer_of(model), model.codebook
     with torch.no_grad():
-        heard = path.codes
-        if model.config.shared:
-            heard = heard.gather(-1, codebook.order(heard, passage.tokens, path.ends))
-        symbols = model.embed_codes(heard)
+        order = hearing_order(codebook, path.codes, passage.tokens, path.ends)
+        symbols = model.embed_codes(path.codes.gather(-1, order))
         pooled = codebook.pool(passage.tokens, path.ends)
     slots = composer.slot_inputs(pooled, path.n_left.to(pooled))
     one = price_of(1.0, mean_surprisal=model.config.mean_surprisal)
@@ -82,19 +81,18 @@ def retrace(model: ZLanguageModel, passage: Passage, path: Path) -> Retraced:
 
 
 def _boundaries(mean: Tensor, passage: Passage, path: Path, reached: Tensor) -> Tensor:
-    """Zeros with the gradient that pooled segments have in where the pointer stood."""
+    """Zeros with the gradient that pooled segments have in where the pointer stood.
+
+    Per bit of the next token's own, which is right on average where bits lie on phrases.
+    """
     n = passage.tokens.shape[1]
     following = (path.ends + 1).clamp_max(n - 1)
     width = passage.tokens.shape[-1]
     token = passage.tokens.gather(1, following.unsqueeze(-1).expand(-1, -1, width)).float() - mean
-    longest = max(len(bits) for bits in passage.surprisal)
-    bits = torch.stack(
-        [torch.nn.functional.pad(row, (0, longest - len(row))) for row in passage.surprisal]
-    )
-    weight = weigh(bits).to(token)
+    weight = weigh(passage.bits).to(token)
     lengths = torch.tensor([len(row) for row in passage.surprisal], device=token.device)
-    moves = (path.ends + 1 < lengths.unsqueeze(1)) & path.real
-    slope = token / weight.gather(1, following.clamp_max(longest - 1)).unsqueeze(-1)
+    moves = (path.ends + 1 < lengths.unsqueeze(1)) & path.real & ~path.held
+    slope = token / weight.gather(1, following).unsqueeze(-1)
     moved = (reached - reached.detach()) * moves
     change = moved.unsqueeze(-1) * slope.detach()
     before = torch.cat([torch.zeros_like(change[:, :1]), change[:, :-1]], dim=1)

@@ -105,6 +105,17 @@ class Lexicon(nn.Module):
         phrases = self.phrases
         return [token for symbol in codes for code in symbol for token in phrases[code]]
 
+    def n_tokens_of(self, codes: Tensor) -> Tensor:
+        """How many tokens symbols name.
+
+        Args:
+            codes: int64 `[..., depth]`.
+
+        Returns:
+            int64 `[...]`.
+        """
+        return (self.named[codes] != NO_TOKEN).sum((-1, -2))
+
     def words_of(self, codes: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that symbols name, each with its own row.
 

@@ -187,7 +187,7 @@ class Pointer:
             pace: Bits of it over those asked for.
         """
         share = pace * self.price
-        place, end = self.place + share, self.n_steps
+        place, end, self.held = self.place + share, self.n_steps, False
         if len(self.ends) + 1 < self._most:
             if self.total - place >= share / 2:
                 stood = int(torch.searchsorted(self._reached, place - ROUNDING))

@@ -403,6 +403,30 @@ def test_what_the_reader_loses_reaches_the_pace_through_where_segments_end():
     assert float(gradient.abs()) > 0
 
 
+def test_what_is_named_whole_costs_the_reader_nothing_and_bears_on_end_alone():
+    """The reader that ships has a channel, and takes such segments at their word."""
+    model = naming_z(ends=-30.0)
+    model.add_channel()
+    assert model.composer is not None
+    objective = objective_of(model, distil_steps=0, distil_weight=0, length_weight=0)
+    heads = [
+        model.composer.to_end.bias,
+        model.composer.to_pace.bias,
+        model.composer.to_latent.weight,
+    ]
+    output = step_of(objective, 0, n_slots=24)
+    assert (output.loss.item(), float(output.metrics["accuracy"])) == (0.0, 1.0)
+    with torch.no_grad():
+        model.composer.to_end.bias.fill_(-8.0)  # likely enough to have a gradient, not to be drawn
+    output = step_of(objective, 0, n_slots=24)
+    to_end, to_pace, to_latent = torch.autograd.grad(output.loss, heads, allow_unused=True)
+    assert float(to_end) > 0, "END takes away what was said"
+    assert to_pace is None or float(to_pace) == 0
+    assert to_latent is None
+    coarse = step_of(objective, 0, n_slots=4)
+    assert coarse.loss.item() > 0
+
+
 def test_a_symbol_that_holds_no_more_counts_as_one_however_fast_it_was_to_be():
     model = naming_z(ends=-30.0)
     assert model.composer is not None

@@ -21,6 +21,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
+from zcontext.segmentation import segment_of
 from zcontext.spelling import Relaxed, crowding, hearing_order, speller_of
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import (
@@ -132,6 +133,7 @@ class Autoregress(nn.Module):
             memory=memory,
             real=path.written,
         )
+        nll, hits = self._as_read(passage, path, survival, nll=nll, hits=hits)
         length = self._length_error(passage, path, drawn, survival)
         usage = crowding(relaxed.shares, path.written, shared=z.config.shared)
         written = path.written.to(nll)
@@ -216,8 +218,28 @@ class Autoregress(nn.Module):
         codebook = self.z.codebook
         order = hearing_order(codebook, path.codes, passage.tokens, path.ends)
         rows = relaxed.rows.gather(-2, order.unsqueeze(-1).expand_as(relaxed.rows))
-        alive = (survival / survival.detach().clamp_min(1e-6)).unsqueeze(-1)
-        return codebook.heard(rows) * torch.where(path.written.unsqueeze(-1), alive, 1.0)
+        alive = torch.where(path.written, _alive(survival), 1.0)
+        return codebook.heard(rows) * alive.unsqueeze(-1)
+
+    def _as_read(
+        self, passage: Passage, path: Path, survival: Tensor, *, nll: Tensor, hits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Nats of each token and whether it is right, `[batch, n]`, to the reader that ships.
+
+        It has a channel, and takes a segment that is named whole at its word: its tokens cost
+        nothing. What they would cost without their symbol bears on the odds of END. It knows how
+        many tokens there are, too, so the end of the text costs nothing.
+        """
+        lexicon = self.z.codebook.lexicon
+        if lexicon is None or self.z.channel is None:
+            return nll, hits
+        n = passage.ids.shape[1]
+        nll, hits, ends = nll[:, :n], hits[:, :n], closed_ends(path, n)
+        lengths = torch.diff(ends, dim=1, prepend=torch.full_like(ends[:, :1], -1))
+        owner = segment_of(ends, n)
+        whole = (lexicon.n_tokens_of(path.codes) == lengths).gather(1, owner)
+        lost = (1 - _alive(survival)).gather(1, owner) * passage.bits / BITS
+        return torch.where(whole, lost.to(nll), nll), hits | whole
 
     def _length_error(
         self, passage: Passage, path: Path, drawn: Retraced, survival: Tensor
@@ -242,6 +264,11 @@ class Autoregress(nn.Module):
         one = price_of(1.0, mean_surprisal=self.z.config.mean_surprisal)
         asked = passage.requests[0].bits_per_symbol / one
         return (expected.sum() / n_tokens - 1 / asked).square()
+
+
+def _alive(survival: Tensor) -> Tensor:
+    """Ones with the relative gradient of survival."""
+    return survival / survival.detach().clamp_min(1e-6)
 
 
 def closed_ends(path: Path, n: int) -> Tensor:

@@ -73,7 +73,10 @@ def retrace(model: ZLanguageModel, passage: Passage, path: Path) -> Retraced:
     paces = composer.pace(torch.cat([out.hidden[:, :1], at_slots[:, :-1]], dim=1))
     reached = (paces * path.prices.unsqueeze(1)).cumsum(1)
     pooled = pooled + _boundaries(codebook.mean_embedding, passage, path, reached)
-    latents = composer.latents(at_slots, pooled, scale=codebook.correction_scale)
+    latents = pooled
+    if codebook.lexicon is None or not codebook.lexicon.complete:
+        # Else all codes are looked up, and nothing is left for the states to say.
+        latents = composer.latents(at_slots, pooled, scale=codebook.correction_scale)
     odds = composer.end_odds(at_slots)
     never = torch.zeros_like(path.real)
     never[:, 0] = True

@@ -3,7 +3,10 @@
     python scripts/generate_benchmarks_page.py
 
 Reads benchmarks/results/report/report.json, as `zcontext eval report --out` writes it, the plots
-beside it, and benchmarks/results/cost.json of benchmarks/cost.py where there is one.
+beside it, and of benchmarks/results what there is of: cost.json (benchmarks/cost.py), writers.json
+(benchmarks/writers.py), thinking.json (benchmarks/thinking.py), overlaps.json
+(`zcontext inspect --overlap --out`, a list of what it writes) and codes.json (the figures of
+`zcontext inspect --codes --out`).
 """
 
 from __future__ import annotations
@@ -66,15 +69,16 @@ def make_page(folder: Path, *, at: Path) -> str:
     plots = relative(sorted(path.name for path in folder.glob("*.png")), away)
     note = NOTE.format(source=f"{away.removeprefix('../')}/report.json")
     text = page(report, title="Benchmarks", plots=plots, note=note + _of_another_codec(report))
-    cost = folder.parent / "cost.json"
-    if not cost.is_file():
-        return (
-            f"{text}\nThe cost benchmark (`benchmarks/cost.py`) has not been run for this page.\n"
-        )
-    lines = cost_lines(json.loads(cost.read_text("utf-8")))
-    if cost.with_suffix(".png").is_file():
-        lines += ["", f"![time]({relative(['cost.png'], relpath(folder.parent, at.parent))[0]})"]
-    return text + "\n" + "\n".join(lines) + "\n"
+    results = folder.parent
+    for name, lines_of in SECTIONS.items():
+        if (results / name).is_file():
+            found = json.loads((results / name).read_text("utf-8"))
+            text += "\n" + "\n".join(lines_of(found)) + "\n"
+    if not (results / "cost.json").is_file():
+        text += "\nThe cost benchmark (`benchmarks/cost.py`) has not been run for this page.\n"
+    elif (results / "cost.png").is_file():
+        text += f"\n![time]({relative(['cost.png'], relpath(results, at.parent))[0]})\n"
+    return text
 
 
 def _of_another_codec(report: dict[str, Any]) -> str:
@@ -157,6 +161,136 @@ def _amounts(row: dict[str, Any], span: dict[str, Any]) -> list[str]:
 
 def _at(table: dict[str, Any] | None, name: str) -> Any:
     return (table or {}).get(name)
+
+
+# -- what is measured beside the report ----------------------------------------------------------
+
+
+def writers_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The autoregressive writer beside the one-pass writer, from writers.json."""
+    lines = [
+        "## Autoregressive writer",
+        "",
+        f"{rows[0]['texts']} windows of wikitext2-dev; the one-pass writer got as many symbols as "
+        "the autoregressive one took. Dense and predictable: halves of the windows, by what the "
+        "writer takes for their surprisal.",
+        "",
+        "| asked | took | tokens right: by steps | at once | bits missing a token: by steps | "
+        "at once | time a symbol, over at once | codes alike | took: predictable | dense |",
+        "|" + "---|" * 10,
+    ]
+    for row in rows:
+        steps, once = row["autoregressive"], row["one-pass"]
+        seconds = row["seconds_per_symbol"]
+        cells = [
+            f"{row['asked']:g}",
+            number(row["chosen"], 2),
+            *(number(each["token_accuracy"], 3) for each in (steps, once)),
+            *(number(each["bits_missing_per_token"], 3) for each in (steps, once)),
+            number(seconds["autoregressive"] / seconds["one-pass"], 1),
+            number(row["codes_alike"], 2),
+            *(number(row[kind]["chosen"], 2) for kind in ("predictable", "dense")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def thinking_lines(found: dict[str, Any]) -> list[str]:
+    """Replies kept as symbols beside replies kept as text, from thinking.json."""
+    lines = [
+        "## Thinking in Z",
+        "",
+        "Replies whose older part is held as symbols. *Going on*: bits a token of 64 tokens of a "
+        "text, 256 of it in the prompt and the 128 between held in the reply. *Replies*: of up to "
+        "128 tokens, sampled. *Answers*: to questions, the passage given as text.",
+    ]
+    tables = {
+        "going_on": ("going on: held as", ["positions", "bits", "over_text"]),
+        "replies": (
+            "replies: held as",
+            ["tokens", "symbols", "peak_positions", "seconds", "bits", "new_runs"],
+        ),
+        "answers": ("answers: held as", ["tokens", "symbols", "peak_positions", "seconds", "f1"]),
+    }
+    for table, (title, names) in tables.items():
+        rows = [row for row in found["rows"] if row["table"] == table]
+        named = ["ratio", title, *(["block"] if table != "going_on" else []), "tokens left as text"]
+        heads = [*named, *(name.replace("_", " ") for name in names)]
+        lines += ["", "| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+        for row in rows:
+            is_text = row["held_as"] == "text"
+            cells = [f"{row['ratio']:g}", row["held_as"]]
+            if table != "going_on":
+                cells.append("-" if is_text else str(row["block"]))
+            cells.append("all" if is_text else str(row["recent"]))
+            cells += [_cell(row[name]) for name in names]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _cell(value: float | dict[str, float]) -> str:
+    if isinstance(value, dict):
+        low, high = number(value["low"], 3), number(value["high"], 3)
+        return f"{number(value['value'], 3)} [{low}, {high}]"
+    return number(value, 1)
+
+
+def overlap_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What windows that overlap agree on, from overlaps.json."""
+    lines = [
+        "## Windows that overlap",
+        "",
+        "Each written whole, by itself; neighbours compared on the tokens they share.",
+        "",
+        "| window | stride | ratio | placement | segments end alike | by chance | coincide | "
+        "codes shared | by chance | identical symbols |",
+        "|" + "---|" * 10,
+    ]
+    for row in rows:
+        cells = [f"{row[name]:,}" for name in ("window", "stride")]
+        cells += [f"{row['ratio']:g}", str(row.get("placement", "surprisal"))]
+        names = ("ends", "ends_by_chance", "segments", "codes", "codes_by_chance", "identical")
+        cells += [number(row[name], 3) for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def codes_lines(found: dict[str, Any]) -> list[str]:
+    """What codes mean, from codes.json."""
+    usage, consistency, shared = found["usage"], found["consistency"], found["paraphrases"]
+    mean, chance = consistency["codes"], consistency["shuffled"]
+    return [
+        "## What codes mean",
+        "",
+        f"{found['n_tokens']:,} tokens of wikitext2-dev in {usage['n_symbols']:,} symbols at ratio "
+        f"{found['ratio']:g}, {usage['n_used']:,} codes of {usage['n_codes']:,} in use.",
+        "",
+        "| figure | value | by chance |",
+        "|---|---|---|",
+        f"| contextual consistency of a code, mean and deviation | {_spread(mean)} | "
+        f"{_spread(chance)} |",
+        f"| the same, the mean of all contexts taken off | {_spread(consistency['centred'])} | "
+        f"{_spread(consistency['centred_shuffled'])} |",
+        f"| codes that paraphrases share | {_spread(shared['codes'])} | "
+        f"{_spread(shared['codes_random'])} |",
+        f"| tokens that paraphrases share | {_spread(shared['tokens'])} | "
+        f"{_spread(shared['tokens_random'])} |",
+        f"| entropy of the use of codes, bits | {number(usage['entropy_bits'], 2)} | - |",
+        f"| slope of their Zipf curve | {number(usage['zipf_slope'], 2)} | - |",
+    ]
+
+
+def _spread(found: dict[str, float]) -> str:
+    return f"{number(found['mean'], 3)} ± {number(found['std'], 3)}"
+
+
+SECTIONS = {
+    "writers.json": writers_lines,
+    "thinking.json": thinking_lines,
+    "overlaps.json": overlap_lines,
+    "codes.json": codes_lines,
+    "cost.json": cost_lines,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

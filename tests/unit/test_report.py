@@ -356,13 +356,7 @@ def test_the_command_shows_an_example() -> None:
 
 
 def test_the_docs_page_is_made_from_the_report(report: dict[str, Any], tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "generate_benchmarks_page", ROOT / "scripts" / "generate_benchmarks_page.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = page_script()
     folder, at = tmp_path / "results" / "report", tmp_path / "docs" / "benchmarks.md"
     folder.mkdir(parents=True)
     assert "No report has been published yet" in script.make_page(folder, at=at)
@@ -393,6 +387,73 @@ def test_the_docs_page_is_made_from_the_report(report: dict[str, Any], tmp_path:
     replaced = {**report, "bundle": "smollm2-135m", "codec": "e" * 64}
     (folder / "report.json").write_text(json.dumps(replaced))
     assert "this report is of codec `eeeeeeeeeeee`" in script.make_page(folder, at=at)
+
+
+def test_what_was_measured_beside_the_report_is_told_behind_it(
+    report: dict[str, Any], tmp_path: Path
+) -> None:
+    script = page_script()
+    folder, at = tmp_path / "results" / "report", tmp_path / "docs" / "benchmarks.md"
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps(report))
+    plain = script.make_page(folder, at=at)
+    assert "has not been run" in plain
+    figures = {"token_accuracy": 1.0, "bits_missing_per_token": 0.5}
+    writers = {
+        "asked": 4.0,
+        "chosen": 3.9,
+        "texts": 2,
+        "autoregressive": figures,
+        "one-pass": figures,
+        "seconds_per_symbol": {"autoregressive": 0.3, "one-pass": 0.1},
+        "codes_alike": 0.9,
+        "predictable": {"chosen": 4.5},
+        "dense": {"chosen": 3.5},
+    }
+    told = {"value": 0.25, "low": 0.0, "high": 0.5}
+    counts = dict.fromkeys(("tokens", "symbols", "peak_positions", "seconds"), 7.0)
+    thinking = [
+        {"table": "going_on", "held_as": "symbols", "recent": 16, "positions": 44.0}
+        | {"ratio": 4.0, "bits": told, "over_text": told},
+        {"table": "answers", "held_as": "text", "block": 9, "recent": 0, "ratio": 4.0}
+        | {**counts, "f1": told},
+    ]
+    spread = {"mean": 0.5, "std": 0.1}
+    shares = dict.fromkeys(("codes", "codes_random", "tokens", "tokens_random"), spread)
+    same = dict.fromkeys(("codes", "shuffled", "centred", "centred_shuffled"), spread)
+    usage = {"n_symbols": 10, "n_used": 5, "n_codes": 31, "entropy_bits": 2.0, "zipf_slope": -1.0}
+    codes = {"n_tokens": 80, "ratio": 8.0, "usage": usage}
+    agreed = {"window": 1024, "stride": 256, "ratio": 8.0, "ends": 0.9, "ends_by_chance": 0.1}
+    agreed |= {"segments": 0.8, "codes": 1.0, "codes_by_chance": 0.07, "identical": 1.0}
+    for name, found in (
+        ("writers.json", [writers]),
+        ("thinking.json", {"rows": thinking}),
+        ("overlaps.json", [agreed]),
+        ("codes.json", {**codes, "consistency": same, "paraphrases": shares}),
+    ):
+        (folder.parent / name).write_text(json.dumps(found))
+    page = script.make_page(folder, at=at)
+    assert page.startswith(plain.partition("\nThe cost benchmark")[0])
+    for row in (
+        "| 4 | 3.90 | 1.000 | 1.000 | 0.500 | 0.500 | 3.0 | 0.90 | 4.50 | 3.50 |",
+        "| 4 | symbols | 16 | 44.0 | 0.250 [0.000, 0.500] | 0.250 [0.000, 0.500] |",
+        "| 4 | text | - | all | 7.0 | 7.0 | 7.0 | 7.0 | 0.250 [0.000, 0.500] |",
+        "| 1,024 | 256 | 8 | surprisal | 0.900 | 0.100 | 0.800 | 1.000 | 0.070 | 1.000 |",
+        "| contextual consistency of a code, mean and deviation | 0.500 ± 0.100 | 0.500 ± 0.100 |",
+    ):
+        assert row in page
+
+
+def page_script() -> Any:
+    """The script that makes the page, as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "generate_benchmarks_page", ROOT / "scripts" / "generate_benchmarks_page.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 # -- a real model -------------------------------------------------------------------------------

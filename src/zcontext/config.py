@@ -31,6 +31,7 @@ ROLES: tuple[Role, ...] = ("compress", "decompress", "infer")
 """Roles that every codec has; the autoregressive writer's is an optional part of it."""
 EmphasisName = Literal["end"]
 WriterName = Literal["one-pass", "autoregressive"]
+PlacementName = Literal["surprisal", "anchored"]
 QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
 OnLowFidelity = Literal["keep", "raw", "finer"]
@@ -142,10 +143,13 @@ class CompressSettings:
         writer: "one-pass" writes all symbols of a window in one forward pass. "autoregressive"
             writes them one by one and decides itself how many: a ratio is what it is asked for,
             `max_symbols` a cap that it keeps. It needs a codec that has the part "compose".
+        placement: Where segments end within a window. "surprisal" counts places out from its start,
+            so that each symbol has as much to say. "anchored" has the tokens around a place decide,
+            so that windows that overlap agree and an edit changes the symbols near it only.
 
     Raises:
-        ConfigError: A value is out of its range, two budgets are given, or "finer" is to keep to
-            `max_symbols`.
+        ConfigError: A value is out of its range, two budgets are given, "finer" is to keep to
+            `max_symbols`, or a writer that places symbols itself is told how.
     """
 
     ratio: float | None = None
@@ -164,6 +168,7 @@ class CompressSettings:
     question: str | None = None
     emphasis: EmphasisName | None = None
     writer: WriterName = "one-pass"
+    placement: PlacementName = "surprisal"
 
     def __post_init__(self) -> None:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -197,9 +202,17 @@ class CompressSettings:
         check(self, "question", bool(asked), "None or a text that is not blank")
         names = get_args(WriterName)
         check(self, "writer", self.writer in names, f"one of {', '.join(names)}")
+        self._check_placement()
         self._check_emphasis()
         check_protect(self.protect)
         self._check_fidelity()
+
+    def _check_placement(self) -> None:
+        names = get_args(PlacementName)
+        check(self, "placement", self.placement in names, f"one of {', '.join(names)}")
+        led = self.placement == "surprisal" or self.writer == "one-pass"
+        room = "'surprisal' beside writer='autoregressive', which decides itself where segments end"
+        check(self, "placement", led, room)
 
     def _check_emphasis(self) -> None:
         names = get_args(EmphasisName)

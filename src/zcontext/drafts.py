@@ -177,6 +177,7 @@ class Draft:
             take=len,
             literals=laid.literals,
             n_question=len(self.question),
+            anchored=self.settings.placement == "anchored",
         )
 
     def readings(self) -> list[WindowTask]:

@@ -108,6 +108,7 @@ def place_runs(
     *,
     depth: int | None = None,
     starts: Tensor | None = None,
+    costs: Tensor | None = None,
 ) -> list[Tensor]:
     """Where the symbols of some runs of tokens are written, none reaching across two.
 
@@ -119,6 +120,7 @@ def place_runs(
         depth: Codes per symbol; None means the codec's own.
         starts: Where phrases start, none reaching across two runs, bool `[1, n]`; None takes every
             token for itself.
+        costs: What ending behind each token costs, int64 `[1, n]`; None goes by surprisal.
 
     Returns:
         Per run the last token of every segment, int64, on the CPU.
@@ -127,9 +129,13 @@ def place_runs(
     shares = share_slots(bits, n_slots, whole=[is_fine for *_, is_fine in runs])
     placed = []
     for row, share, (start, end, _) in zip(bits, shares, runs, strict=True):
-        own = None if starts is None else starts[:, start:end]
-        rows = row.unsqueeze(0)
-        placed.append(place_symbols(config, rows, share, depth=depth, starts=own)[0] + start)
+        told = {
+            name: None if given is None else given[:, start:end]
+            for name, given in (("starts", starts), ("costs", costs))
+        }
+        placed.append(
+            place_symbols(config, row.unsqueeze(0), share, depth=depth, **told)[0] + start
+        )
     return placed
 
 

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zcontext.anchoring import place_anchored
 from zcontext.config import CodecConfig
-from zcontext.segmentation import place_slots, segment_of
+from zcontext.segmentation import hardest, place_slots, segment_of
+
+SPOKEN_FOR = 0.85
+"""Share of the names of a window that anchored segments must have for the phrases hardest to guess;
+the rest is room to choose their ends in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +61,12 @@ def place_symbols(
     *,
     depth: int | None = None,
     starts: Tensor | None = None,
+    costs: Tensor | None = None,
 ) -> Tensor:
     """Where the symbols of some texts are written: `place_slots` as a codec needs it.
+
+    With costs it is `place_anchored`: a segment has no more phrases than its symbol can name, or,
+    where there are more in all than names, no more of those that are hardest to guess.
 
     Args:
         config: Of the codec.
@@ -66,12 +75,18 @@ def place_symbols(
         depth: Codes per symbol; None means the codec's own.
         starts: Where phrases start, bool `[batch, n]`; no segment ends within one, as long as there
             are as many as slots. None takes every token for itself.
+        costs: What ending behind each token costs (`end_costs`), int64 `[batch, n]`; None has
+            segments end by surprisal.
 
     Returns:
         Last token of every segment, int64 `[batch, n_slots]`, on the CPU.
     """
     n_names = (depth or config.depth) if config.named else None
     rows = surprisal.detach().cpu()
+    if costs is not None:
+        cuts = torch.ones_like(costs, dtype=torch.bool) if starts is None else starts.cpu()
+        told = zip(rows, cuts, costs, strict=True)
+        return torch.stack([_anchor_phrases(*row, n_slots, n_names=n_names) for row in told])
     if starts is None:
         return torch.stack([place_slots(row, n_slots, n_names=n_names) for row in rows])
     pairs = zip(rows, starts.cpu(), strict=True)
@@ -99,6 +114,31 @@ def phrases_of(surprisal: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     """
     last = torch.cat([starts, starts.new_ones(1)])[1:].nonzero().squeeze(-1)
     return last, _bits_of_phrases(surprisal.unsqueeze(0), starts.unsqueeze(0))[0, last]
+
+
+def _anchor_phrases(
+    surprisal: Tensor, starts: Tensor, costs: Tensor, n_slots: int, *, n_names: int | None
+) -> Tensor:
+    if int(starts.sum()) < n_slots:
+        starts = torch.ones_like(starts)
+    last, bits = phrases_of(surprisal, starts)
+    if n_names is not None and len(last) > n_slots * n_names:
+        count = max(n_slots, int(SPOKEN_FOR * n_slots * n_names))
+        last = last[_cheapest_ends(costs[last], hardest(bits, count).long())]
+    return last[place_anchored(costs[last], n_slots, most=n_names)]
+
+
+def _cheapest_ends(costs: Tensor, marked: Tensor) -> Tensor:
+    """The cheapest phrase to end behind, from each marked one up to the next, `[n_marked]`.
+
+    The last is the last phrase, whatever it costs; before the first marked one nothing ends.
+    """
+    owner = marked.cumsum(0) - 1
+    order = costs.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    ends = order[torch.searchsorted(owner[order], torch.arange(int(marked.sum())))]
+    ends[-1] = len(costs) - 1
+    return ends
 
 
 def name_phrases(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
-from zcontext.config import DEFAULT_RATIO, MAX_RATIO, MIN_RATIO
+from zcontext.config import DEFAULT_RATIO, CompressSettings, PlacementName
 from zcontext.errors import ConfigError
 from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
@@ -33,6 +33,7 @@ class Agreement:
         window: Tokens of a window.
         stride: Tokens by which neighbours are apart.
         ratio: Tokens per symbol of every window.
+        placement: What decides where segments end.
         n_windows: Windows written.
         n_tokens: Tokens in overlaps, each overlap counted.
         ends: Share of these whose segments end at the same place.
@@ -47,6 +48,7 @@ class Agreement:
     window: int
     stride: int
     ratio: float
+    placement: PlacementName
     n_windows: int
     n_tokens: int
     ends: float
@@ -84,6 +86,7 @@ def measure_overlaps(
     plan: WindowPlan | None = None,
     ratio: float = DEFAULT_RATIO,
     depth: int | None = None,
+    placement: PlacementName = "surprisal",
     progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Agreement:
     """Write overlapping windows of a text and compare neighbours on what they share.
@@ -94,17 +97,19 @@ def measure_overlaps(
         plan: Length and stride of windows; None is that of arXiv 2603.25340.
         ratio: Tokens per symbol of every window.
         depth: Codes per symbol; None means the codec's own.
+        placement: What decides where segments end, as in `CompressSettings`.
         progress: Told how far it is, in windows.
 
     Returns:
         The agreement.
 
     Raises:
-        ConfigError: The ratio is out of range, the text is too short for two windows that overlap,
-            or a window does not fit the model.
+        ConfigError: The ratio or the placement is none, the text is too short for two windows that
+            overlap, or a window does not fit the model.
     """
     plan = plan or WindowPlan.paper()
-    _check(len(ids), model, plan, ratio)
+    asked = CompressSettings(ratio=ratio, placement=placement)
+    _check(len(ids), model, plan)
     windows = plan.overlapping(len(ids))
     writer = WindowWriter(model)
     written = []
@@ -115,6 +120,7 @@ def measure_overlaps(
             memory=(),
             depth=depth or model.config.depth,
             take=lambda surprisal: max(1, int(len(surprisal) / ratio)),
+            anchored=asked.placement == "anchored",
         )
         written += writer.write([task])
         progress("writing windows", at + 1, len(windows))
@@ -122,16 +128,10 @@ def measure_overlaps(
     for (a, wrote_a), (b, wrote_b) in pairwise(zip(windows, written, strict=True)):
         shared = Extent(b.start, a.end)
         pairs.append((_side(a, wrote_a, shared), _side(b, wrote_b, shared)))
-    return _agreement(pairs, model=model, plan=plan, ratio=ratio, n_windows=len(windows))
+    return _agreement(pairs, asked, model=model, plan=plan, n_windows=len(windows))
 
 
-def _check(n_tokens: int, model: ZLanguageModel, plan: WindowPlan, ratio: float) -> None:
-    if not MIN_RATIO <= ratio <= MAX_RATIO:
-        raise ConfigError(
-            f"ratio must be {MIN_RATIO:g} to {MAX_RATIO:g} tokens per symbol, got {ratio!r}",
-            field="ratio",
-            value=ratio,
-        )
+def _check(n_tokens: int, model: ZLanguageModel, plan: WindowPlan) -> None:
     if not plan.context:
         raise ConfigError(
             f"windows of {plan.window} tokens at a stride of {plan.stride} do not overlap; give a "
@@ -168,10 +168,10 @@ def _side(window: Extent, written: Written, shared: Extent) -> _Side:
 
 def _agreement(
     pairs: Sequence[tuple[_Side, _Side]],
+    asked: CompressSettings,
     *,
     model: ZLanguageModel,
     plan: WindowPlan,
-    ratio: float,
     n_windows: int,
 ) -> Agreement:
     n_tokens = n_ends = n_segments = 0
@@ -199,7 +199,8 @@ def _agreement(
     return Agreement(
         window=plan.window,
         stride=plan.stride,
-        ratio=ratio,
+        ratio=asked.ratio or DEFAULT_RATIO,
+        placement=asked.placement,
         n_windows=n_windows,
         n_tokens=n_tokens,
         ends=n_ends / n_tokens,

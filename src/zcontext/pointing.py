@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from zcontext.naming import phrases_of
-from zcontext.segmentation import to_name, usual_weight, weigh
+from zcontext.segmentation import hardest, usual_weight, weigh
 
 ROUNDING = 1e-9
 """Bits by which a place may seem to lie behind an end that it lies on."""
@@ -155,7 +155,7 @@ class Pointer:
             n_named = int(phrasing.n_names * max(1.0, self.total / self.price))
             if len(bits) <= n_named:
                 self._furthest = phrasing.n_names
-            weights = to_name(bits, n_named)
+            weights = hardest(bits, n_named)
             weights = weights * (self.total / weights.sum())
         self._reached = weights.cumsum(0)  # bits up to the end of each step
         self._stops = [bisect_right(self._behind, stop) for stop in stops]

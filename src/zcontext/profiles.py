@@ -16,7 +16,9 @@ PROFILES: dict[Profile, CompressSettings] = {
     "legal": CompressSettings(ratio=2.0, exact=True, min_fidelity=0.98, on_low_fidelity="finer"),
     "default": CompressSettings(ratio=DEFAULT_RATIO),
     "summary": CompressSettings(ratio=16.0),
-    "sliding": CompressSettings(ratio=DEFAULT_RATIO, window=1024, context=768),
+    "sliding": CompressSettings(
+        ratio=DEFAULT_RATIO, window=1024, context=768, placement="anchored"
+    ),
 }
 
 
@@ -27,7 +29,8 @@ def profile(name: Profile) -> CompressSettings:
     less than 98 in 100 tokens read back right. "default" is what compression does unless told
     otherwise. "summary" is for the gist of much text: ratio 16, nothing measured. "sliding" reads
     windows of 1,024 tokens at a stride of 256, the setting of arXiv 2603.25340: each writes the
-    last 256 tokens and reads the 768 before them again (`WindowPlan.paper`).
+    last 256 tokens and reads the 768 before them again (`WindowPlan.paper`). The text decides where
+    segments end, not the window.
 
     Args:
         name: One of them.

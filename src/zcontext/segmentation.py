@@ -102,7 +102,7 @@ def place_slots(surprisal: Tensor, n_slots: int, *, n_names: int | None = None) 
             field="n_slots",
             value=n_slots,
         )
-    weights = weigh(surprisal) if n_names is None else to_name(surprisal, n_slots * n_names)
+    weights = weigh(surprisal) if n_names is None else hardest(surprisal, n_slots * n_names)
     cumulative = weights.cumsum(0)
     step = torch.arange(1, n_slots + 1, dtype=torch.float64)
     wanted = torch.searchsorted(cumulative, step * (cumulative[-1] / n_slots))
@@ -115,18 +115,18 @@ def place_slots(surprisal: Tensor, n_slots: int, *, n_names: int | None = None) 
     return ends
 
 
-def to_name(surprisal: Tensor, count: int) -> Tensor:
-    """Which tokens, or phrases, are named where not all can be.
+def hardest(surprisal: Tensor, count: int) -> Tensor:
+    """Mark the tokens that are hardest to guess.
 
     Args:
-        surprisal: Bits of each, `[n]`.
-        count: How many are named.
+        surprisal: Bits per token, `[n]`; of equals the earlier is marked.
+        count: How many to mark.
 
     Returns:
-        1 for those that are hardest to guess, 0 for all others, float64 `[n]`.
+        1 for these, 0 for all others, float64 `[n]`.
     """
-    hardest = surprisal.argsort(descending=True, stable=True)[:count]
-    return torch.zeros(len(surprisal), dtype=torch.float64).index_fill(0, hardest, 1.0)
+    chosen = surprisal.argsort(descending=True, stable=True)[:count]
+    return torch.zeros(len(surprisal), dtype=torch.float64).index_fill(0, chosen, 1.0)
 
 
 def place_evenly(n: int, n_slots: int) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zcontext.anchoring import Seams
 from zcontext.errors import ConfigError, VocabularyError
 from zcontext.loading import unencodable_bytes
 from zcontext.vocabulary import utf8_bytes
@@ -31,6 +32,11 @@ _WORD_START = re.compile(r"(?<=\S) (?=\w)")
 _SENTENCE_END = re.compile(
     r"[.!?\u2026](?:[\"'\u2019\u201d)\]]*)(?=\s)|[\u3002\uff01\uff1f](?:[\u300d\u300f\u201d]*)|\n+"
 )
+
+# What goes on with what stands before it: a word, a piece of a character (U+FFFD), a closing sign.
+_GOES_ON = re.compile(r"[\w\ufffd'\u2019-]| *[.,;:!?)\]\u2026\u201d\u3001\u3002\uff01\uff0c\uff1f]")
+_CLOSES = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]*\s*$|\n")
+_PAUSES = re.compile(r"[,;:)\]\"\u201d\u3001\uff0c]\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +257,32 @@ def text_mask(tokenizer: Any, vocab_size: int) -> Tensor:
     return text
 
 
+def token_seams(tokenizer: Any, vocab_size: int) -> Seams:
+    """Where text parts easily, told from what each token spells; made once for each tokenizer.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        vocab_size: Of the model.
+
+    Returns:
+        The seams; tokens that spell no character by themselves begin nothing.
+    """
+    with _making:
+        found = _seams.get(tokenizer)
+        if found is None or len(found.opens) != vocab_size:
+            core = tokenizer.backend_tokenizer
+            names = [core.id_to_token(token) or "" for token in range(vocab_size)]
+            texts = core.decode_batch([[k] if name else [] for k, name in enumerate(names)])
+            # A decoder may leave out the space that opens a text: its mark is in the name.
+            opens = [
+                name.startswith("\u2581") or bool(text and not _GOES_ON.match(text))
+                for name, text in zip(names, texts, strict=True)
+            ]
+            closes = [2 if _CLOSES.search(t) else 1 if _PAUSES.search(t) else 0 for t in texts]
+            found = _seams[tokenizer] = Seams(torch.tensor(opens), torch.tensor(closes))
+        return found
+
+
 def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of some tokens, by themselves.
 
@@ -266,6 +298,7 @@ def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 _made: weakref.WeakKeyDictionary[Any, TextTokenizer] = weakref.WeakKeyDictionary()
+_seams: weakref.WeakKeyDictionary[Any, Seams] = weakref.WeakKeyDictionary()
 _making = Lock()
 
 

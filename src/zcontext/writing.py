@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zcontext.anchoring import end_costs
 from zcontext.attending import relevance
 from zcontext.caches import rows_of
 from zcontext.composing import Composition, Passage
@@ -26,6 +27,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.passes import ReadState
 from zcontext.pointing import Request
+from zcontext.tokenization import token_seams
 from zcontext.windows import Extent
 
 Codes = tuple[tuple[int, ...], ...]
@@ -65,6 +67,8 @@ class WindowTask:
         request: What the autoregressive writer is asked for, which decides itself; None has the
             window written in one pass.
         n_question: Tokens in front of context and target that ask something of them.
+        anchored: Whether the tokens around a place decide that a segment ends there, rather than
+            surprisal counted out from the target's start.
     """
 
     ids: Sequence[int]
@@ -76,6 +80,7 @@ class WindowTask:
     fine: Tensor | None = None
     request: Request | None = None
     n_question: int = 0
+    anchored: bool = False
 
 
 class WindowWriter:
@@ -218,9 +223,10 @@ class WindowWriter:
         n = len(bits)
         target = torch.tensor([task.ids[task.start :]])
         cut = self.model.codebook.cut
+        costs = self._costs(target) if task.anchored else None
         if not task.literals and task.fine is None:
             n_slots = task.take(bits)
-            return _Slots(self._placed(bits, n_slots, task, starts=cut(target)), n)
+            return _Slots(self._placed(bits, n_slots, task, starts=cut(target), costs=costs), n)
         free = torch.tensor(free_places(task))
         n_slots = task.take(bits[free])
         fine = torch.zeros(n, dtype=torch.bool) if task.fine is None else task.fine
@@ -229,10 +235,12 @@ class WindowWriter:
         runs = [run for run in runs_of(fine, edges) if run[0] not in kept]
         if n_slots < sum(b - a if is_fine else 1 for a, b, is_fine in runs):
             # Too few for every run to have its own: segments reach across.
-            places = free[self._placed(bits[free], n_slots, task)]
+            costs = None if costs is None else costs[:, free]
+            places = free[self._placed(bits[free], n_slots, task, costs=costs)]
             return _Slots(places, n)
         starts = cut(target, [{start for start, *_ in runs} | set(edges)])
-        placed = place_runs(self.model.config, bits, runs, n_slots, depth=task.depth, starts=starts)
+        config, told = self.model.config, {"starts": starts, "costs": costs}
+        placed = place_runs(config, bits, runs, n_slots, depth=task.depth, **told)
         ends: list[int] = []
         dropped: list[int] = []
         for (a, *_), found in zip(runs, placed, strict=True):
@@ -243,13 +251,18 @@ class WindowWriter:
             ends += found.tolist()
         return _Slots(torch.tensor(ends), n, frozenset(dropped))
 
+    def _costs(self, ids: Tensor) -> Tensor:
+        """What ending a segment behind each token of a target costs, `[1, n]`."""
+        seams = token_seams(self.model.tokenizer, self.model.base_vocab)
+        return end_costs(ids[0].long(), seams).unsqueeze(0)
+
     def _placed(
-        self, bits: Tensor, n_slots: int, task: WindowTask, *, starts: Tensor | None = None
+        self, bits: Tensor, n_slots: int, task: WindowTask, **told: Tensor | None
     ) -> Tensor:
         if not n_slots:
             return torch.zeros(0).long()
-        rows = bits.unsqueeze(0)
-        return place_symbols(self.model.config, rows, n_slots, depth=task.depth, starts=starts)[0]
+        config, rows = self.model.config, bits.unsqueeze(0)
+        return place_symbols(config, rows, n_slots, depth=task.depth, **told)[0]
 
     def _write(
         self, state: ReadState, tasks: Sequence[WindowTask], ends: Sequence[Tensor]

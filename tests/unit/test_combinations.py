@@ -54,6 +54,7 @@ options = st.fixed_dictionaries(
         "min_fidelity": st.none() | st.sampled_from([0.0, 0.3, 0.98]),
         "on_low_fidelity": st.sampled_from(["keep", "raw", "finer"]),
         "memory": st.sampled_from([0, 3]),
+        "placement": st.sampled_from(["surprisal", "anchored"]),
         "budget": st.sampled_from([{}, {"ratio": 3.0}, {"bits_per_symbol": 30.0}]),
     }
 )

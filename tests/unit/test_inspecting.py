@@ -68,7 +68,16 @@ def test_overlaps_are_told_in_a_table_and_json(run: Callable[..., Result], tmp_p
     found = run("long.txt", "--overlap", "--window", "64", "--stride", "32", "--out", "o.json")
     assert found.exit_code == 0, found.output
     assert "segments end alike" in found.stdout
-    assert json.loads((tmp_path / "o.json").read_text())["stride"] == 32
+    figures = json.loads((tmp_path / "o.json").read_text())
+    assert (figures["stride"], figures["placement"]) == (32, "surprisal")
+
+
+def test_overlaps_are_placed_as_asked(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("A river runs to the sea, it is said. " * 3)
+    arguments = ["long.txt", "--overlap", "--window", "64", "--stride", "32", "--out", "o.json"]
+    found = run(*arguments, "--placement", "anchored")
+    assert found.exit_code == 0, found.output
+    assert json.loads((tmp_path / "o.json").read_text())["placement"] == "anchored"
 
 
 @pytest.mark.parametrize(
@@ -77,6 +86,7 @@ def test_overlaps_are_told_in_a_table_and_json(run: Callable[..., Result], tmp_p
         (["notes/a.txt", "--codes", "--overlap"], "not both"),
         (["notes/a.txt", "--overlap"], "two windows of 1024 need more"),
         (["notes/a.txt", "--overlap", "--stride", "0"], "stride"),
+        (["notes/a.txt", "--overlap", "--placement", "even"], "one of surprisal, anchored"),
         (["pairs", "--codes"], "No such file"),
         (["empty", "--codes"], "holds no file"),
         (["notes/a.txt", "--codes", "--pairs", "notes/a.txt"], "line 1"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tiny import tiny_z
+from zcontext.config import PlacementName
 from zcontext.errors import ConfigError, WindowError
 from zcontext.model import ZLanguageModel
 from zcontext.overlaps import measure_overlaps
@@ -108,10 +110,22 @@ def test_a_writer_that_goes_by_the_window_does_not_agree(
     assert found.codes == pytest.approx(0.5)  # two of three stages are the same: 2 of 4 codes
 
 
+def test_windows_that_are_placed_by_the_text_agree_where_others_do_not() -> None:
+    model, plan = tiny_z(size=257, named=True), WindowPlan.sliding(window=96, stride=24)
+    found = {
+        placement: measure_overlaps(IDS, model=model, plan=plan, ratio=2.5, placement=placement)
+        for placement in get_args(PlacementName)
+    }
+    assert found["anchored"].placement == "anchored"
+    assert found["anchored"].segments > 0.6 > 2 * found["surprisal"].segments
+    assert found["anchored"].identical == 1.0
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [
         ({"ratio": 0.5}, "ratio"),
+        ({"placement": "even"}, "placement"),
         ({"plan": WindowPlan(window=64)}, "stride"),
         ({"plan": WindowPlan(window=4096, context=64)}, "window"),
         ({"plan": WindowPlan(window=160, context=64)}, "window"),

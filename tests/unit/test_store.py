@@ -80,6 +80,7 @@ OTHER_VALUES: dict[str, Any] = {
     "question": "Who?",
     "emphasis": "end",
     "writer": "autoregressive",
+    "placement": "anchored",
 }
 
 

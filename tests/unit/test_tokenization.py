@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 import zcontext.tokenization
 from tiny import SPECIALS, tiny_tokenizer
 from zcontext.errors import ConfigError, VocabularyError
-from zcontext.tokenization import special_ids, text_tokenizer
+from zcontext.tokenization import special_ids, text_tokenizer, token_seams
 
 TOKENIZER = tiny_tokenizer()
 PLAIN = text_tokenizer(TOKENIZER)
@@ -93,6 +93,32 @@ def test_sentence_cuts_rise_and_stand_behind_sentence_ends():
     assert pieces[:2] == ["One.", 'One. "Two!"']
     assert any(piece.endswith("四。") for piece in pieces)
     assert not any(piece.endswith("3.") for piece in pieces)
+
+
+def test_text_parts_in_front_of_words_and_behind_sentences_and_clauses():
+    found = token_seams(TOKENIZER, len(TOKENIZER) + 2)
+    told = {text: PLAIN.ids(text)[0] for text in "a7_ .,;\n(-"}
+    opening = {text for text, token in told.items() if found.opens[token]}
+    assert opening == set(" \n(")
+    assert {text: int(found.closes[token]) for text, token in told.items()} == {
+        **dict.fromkeys("a7_ (-", 0),
+        **dict.fromkeys(",;", 1),
+        **dict.fromkeys(".\n", 2),
+    }
+    # Structure, pieces of characters and ids without a token say nothing.
+    silent = [*special_ids(TOKENIZER), PLAIN.ids("\u4e2d")[0], len(TOKENIZER) + 1]
+    assert not bool(found.opens[silent].any())
+    assert int(found.closes[silent].sum()) == 0
+    assert token_seams(TOKENIZER, len(TOKENIZER) + 2) is found
+
+
+def test_a_word_opens_where_the_mark_of_its_space_is_lost_in_decoding():
+    names = ["\u2581the", "the", "."]
+    core = Tokenizer(models.BPE(vocab={name: k for k, name in enumerate(names)}, merges=[]))
+    core.decoder = decoders.Metaspace()
+    found = token_seams(PreTrainedTokenizerFast(tokenizer_object=core), 3)
+    assert found.opens.tolist() == [True, False, False]
+    assert found.closes.tolist() == [0, 0, 2]
 
 
 def test_a_lone_surrogate_is_refused():

@@ -12,7 +12,7 @@ import typer
 from zcontext.bundles import DEFAULT_BUNDLE
 from zcontext.cli import engines, files
 from zcontext.cli.console import Debug, progress_bar, results
-from zcontext.cli.spanning import Depth, Exact, Ratio, compressed
+from zcontext.cli.spanning import Depth, Exact, Placement, Ratio, compressed
 from zcontext.config import DEFAULT_RATIO, CompressSettings
 from zcontext.errors import ConfigError
 
@@ -66,6 +66,7 @@ def inspect(
     ratio: Ratio = None,
     depth: Depth = None,
     exact: Exact = False,
+    placement: Placement = None,
     html: Html = None,
     out: Out = None,
     codes: Codes = False,
@@ -91,10 +92,11 @@ def inspect(
     Example:
       zcontext inspect notes.txt --ratio 8 --html notes.html
       zcontext inspect notes/ --codes --pairs paraphrases.jsonl --html codes.html --out codes.json
-      zcontext inspect notes.txt --overlap --window 1024 --stride 256
+      zcontext inspect notes.txt --overlap --window 1024 --stride 256 --placement anchored
     """  # noqa: DOC101, DOC103 - the options tell
     opened = engines.open_engines(bundle, base, quantization, dtype, device)
     settings = CompressSettings(ratio=ratio or DEFAULT_RATIO, depth=depth, exact=exact)
+    settings = settings.replace(placement=placement)
     if codes and overlap:
         raise ConfigError("give --codes or --overlap, not both", field="codes", value=True)
     if codes:
@@ -177,6 +179,7 @@ def _overlap(
             plan=plan,
             ratio=settings.ratio or DEFAULT_RATIO,
             depth=settings.depth,
+            placement=settings.placement,
             progress=report,
         )
 
@@ -235,6 +238,7 @@ def _overlap_table(found: Agreement) -> Table:
     return _table(
         [
             ("windows", f"{found.n_windows:,} of {found.window:,}, stride {found.stride:,}", ""),
+            ("placement", found.placement, ""),
             ("tokens in overlaps", f"{found.n_tokens:,}", ""),
             ("segments end alike", f"{found.ends:.3f}", f"{found.ends_by_chance:.3f}"),
             ("segments coincide", f"{found.segments:.3f}", ""),

@@ -86,6 +86,13 @@ Writer = Annotated[
     str | None,
     typer.Option(help="one-pass (default), or autoregressive: symbol by symbol until END."),
 ]
+Placement = Annotated[
+    str | None,
+    typer.Option(
+        help="Where segments end: by surprisal (default), or anchored in the text, so that windows "
+        "agree and edits stay local."
+    ),
+]
 ProfileName = Annotated[
     str,
     typer.Option(
@@ -130,6 +137,7 @@ def compress(
     question: Question = None,
     emphasis: Emphasis = None,
     writer: Writer = None,
+    placement: Placement = None,
     profile_: ProfileName = "default",
     protect: Protect = None,
     output: OutputKind = "symbols",

@@ -121,13 +121,12 @@ class Autoregress(nn.Module):
             temperature=self._schedule.at(step - self.config.distil_steps),
         )
         survival = torch.cumsum(nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
-        ids = batch.ids.to(z.device)
-        inputs, blank = self._spoil(ids, generator)
+        inputs, blank = self._spoil(passage.ids, generator)
         nll, hits = restore_loss(
             z,
             self._heard(passage, path, relaxed, survival),
-            ids,
-            ends=closed_ends(path, ids.shape[1]),
+            passage.ids,
+            ends=closed_ends(path, passage.ids.shape[1]),
             inputs=inputs,
             blank=blank,
             memory=memory,

@@ -234,10 +234,16 @@ def test_health_figures_compare_both_writers_at_equal_length(
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, dev=str(dev), dev_window=32, dev_windows=6)
     )
-    found = AutoregressStage(tiny_z(**codec), config).evaluate()
+    model = tiny_z(**codec)
+    found = AutoregressStage(model, config).evaluate()
     kinds = ("c", "accuracy", "gap", "ratio", "one_pass_c", "one_pass_accuracy")
-    assert set(found) == {f"{kind}@{ratio}" for kind in kinds for ratio in (4, 8)}
-    assert found["ratio@4"] < found["ratio@8"]
+    assert set(found) == {f"{kind}@{ratio}" for kind in kinds for ratio in (4, 8, 16)}
+    assert found["ratio@4"] < found["ratio@8"] < found["ratio@16"]
+    model.add_channel()
+    heard = AutoregressStage(model, config).evaluate()
+    assert all(heard[f"c@{ratio}"] <= found[f"c@{ratio}"] for ratio in (4, 8, 16))
+    # Whose codes are names tells a reader with a channel what is named whole.
+    assert (heard["c@4"] < found["c@4"]) == model.config.named
 
 
 def test_what_it_needs_is_asked_for(shards: Path, tmp_path: Path) -> None:

@@ -229,16 +229,13 @@ class Autoregress(nn.Module):
         nothing. What they would cost without their symbol bears on the odds of END. It knows how
         many tokens there are, too, so the end of the text costs nothing.
         """
-        lexicon = self.z.codebook.lexicon
-        if lexicon is None or self.z.channel is None:
-            return nll, hits
         n = passage.ids.shape[1]
-        nll, hits, ends = nll[:, :n], hits[:, :n], closed_ends(path, n)
-        lengths = torch.diff(ends, dim=1, prepend=torch.full_like(ends[:, :1], -1))
-        owner = segment_of(ends, n)
-        whole = (lexicon.n_tokens_of(path.codes) == lengths).gather(1, owner)
-        lost = (1 - _alive(survival)).gather(1, owner) * passage.bits / BITS
-        return torch.where(whole, lost.to(nll), nll), hits | whole
+        ends = closed_ends(path, n)
+        whole = named_whole(self.z, path.codes, ends, n)
+        if whole is None:
+            return nll, hits
+        lost = (1 - _alive(survival)).gather(1, segment_of(ends, n)) * passage.bits / BITS
+        return torch.where(whole, lost.to(nll), nll[:, :n]), hits[:, :n] | whole
 
     def _length_error(
         self, passage: Passage, path: Path, drawn: Retraced, survival: Tensor
@@ -283,6 +280,25 @@ def closed_ends(path: Path, n: int) -> Tensor:
     index = torch.arange(path.ends.shape[1], device=path.ends.device)
     last = path.written.sum(1, keepdim=True) - 1
     return torch.where(index >= last, n - 1, path.ends)
+
+
+def named_whole(z: ZLanguageModel, codes: Tensor, ends: Tensor, n: int) -> Tensor | None:
+    """Which tokens are in segments that their codes spell out, as far as a reader can tell.
+
+    Args:
+        z: The model.
+        codes: Of symbols, int64 `[batch, k, depth]`.
+        ends: Last token of each segment, `[batch, k]`; the last one's is n - 1.
+        n: Tokens.
+
+    Returns:
+        bool `[batch, n]`; None where codes are no names, or the reader has no channel to hear them.
+    """
+    lexicon = z.codebook.lexicon
+    if lexicon is None or z.channel is None:
+        return None
+    lengths = torch.diff(ends, dim=1, prepend=torch.full_like(ends[:, :1], -1))
+    return (lexicon.n_tokens_of(codes) == lengths).gather(1, segment_of(ends, n))
 
 
 @torch.no_grad()

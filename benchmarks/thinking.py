@@ -8,9 +8,9 @@ Three tables:
   on with and the 128 between them as the beginning of the reply: as text, as symbols behind which
   some of the newest tokens are left as text, or with nothing in the place of the symbols. Bits of
   the very text, so nothing is drawn.
-- `replies`: replies of 128 tokens to the same prompts, sampled: positions, seconds, how surprising
-  the plain base finds them behind the prompt, and the share of their runs of four tokens that do
-  not repeat an earlier one.
+- `replies`: replies of up to 128 tokens to the same prompts, sampled: positions, how surprising the
+  plain base finds them behind the prompt, and the share of their runs of four tokens that do not
+  repeat an earlier one.
 - `answers`: F1 of answers to questions, the passage given as text, where every few tokens of the
   answer become symbols.
 """
@@ -129,7 +129,6 @@ def told_of(way: ThinkSettings, made: Sequence[Thought]) -> dict[str, Any]:
         "tokens": sum(t.n_tokens for t in made) / n,
         "symbols": sum(t.n_symbols for t in made) / n,
         "peak_positions": sum(t.n_peak_positions for t in made) / n,
-        "seconds": sum(t.seconds for t in made) / n,
     }
 
 

@@ -208,9 +208,9 @@ def thinking_lines(found: dict[str, Any]) -> list[str]:
         "going_on": ("going on: held as", ["positions", "bits", "over_text"]),
         "replies": (
             "replies: held as",
-            ["tokens", "symbols", "peak_positions", "seconds", "bits", "new_runs"],
+            ["tokens", "symbols", "peak_positions", "bits", "new_runs"],
         ),
-        "answers": ("answers: held as", ["tokens", "symbols", "peak_positions", "seconds", "f1"]),
+        "answers": ("answers: held as", ["tokens", "symbols", "peak_positions", "f1"]),
     }
     for table, (title, names) in tables.items():
         rows = [row for row in found["rows"] if row["table"] == table]

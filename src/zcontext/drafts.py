@@ -329,18 +329,23 @@ def draft_of(
 
 
 def emphasise_drafts(
-    drafts: Sequence[Draft], attend: Callable[[Sequence[WindowTask]], list[Tensor]]
+    drafts: Sequence[Draft],
+    attend: Callable[[Sequence[WindowTask]], list[Tensor]],
+    *,
+    enough: int = 0,
 ) -> None:
     """Spend the budget of some documents on what a question in front of them is about.
 
     Args:
         drafts: Nothing of them written; they share one budget, the sum of their own.
         attend: Tells where windows answer the question.
+        enough: Symbols, beside one for each window, behind which no more are spent; 0 spends all.
     """
     tasks = [task for draft in drafts for task in draft.readings()]
     odds = attend(tasks)
     relevance = [row[free_places(task)] for task, row in zip(tasks, odds, strict=True)]
-    emphases = emphasise(relevance, sum(draft.n_symbols for draft in drafts))
+    n_symbols = sum(draft.n_symbols for draft in drafts)
+    emphases = emphasise(relevance, n_symbols, enough=enough)
     if emphases is not None:
         spent = iter(emphases)
         for draft in drafts:

@@ -47,18 +47,23 @@ class Emphasis:
     n_slots: int
 
 
-def emphasise(relevance: Sequence[Tensor], n_symbols: int) -> list[Emphasis] | None:
+def emphasise(
+    relevance: Sequence[Tensor], n_symbols: int, *, enough: int = 0
+) -> list[Emphasis] | None:
     """Spend a document's symbols on what a question is about.
 
     Args:
         relevance: Log-odds per token that an answer stands there, `[n]` for every window; they are
             compared across windows.
         n_symbols: Symbols of the document.
+        enough: Symbols, beside one for each window, behind which no more are spent; 0 spends all.
 
     Returns:
-        One emphasis for each window, which together spend exactly `n_symbols` (at most one for
-        each token); None where there are fewer symbols than windows.
+        One emphasis for each window, which together spend exactly `n_symbols`, or what is enough
+        (at most one for each token); None where there are fewer symbols than windows.
     """
+    if enough:
+        n_symbols = min(n_symbols, len(relevance) + enough)
     lengths = [len(row) for row in relevance]
     if not sum(lengths):
         return None

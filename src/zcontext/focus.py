@@ -9,6 +9,8 @@ does not. What this module does not know: the base model's passes, windows, budg
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
@@ -33,14 +35,21 @@ class Focus(nn.Module):
         hidden_size: Width of the base model.
         vocab_size: Tokens of the base model.
         dropout: Share of the inputs hidden in training.
+
+    Attributes:
+        commonness: Logarithm of each token's share of text, `[vocab]`: a rare word of the question
+            tells most.
+        enough: Symbols that the bundle's reader reads best for one question, beside one for each
+            window, however many a ratio would allow; 0 where nobody has found that out.
     """
 
     commonness: Tensor
+    enough: Tensor
 
     def __init__(self, *, hidden_size: int, vocab_size: int, dropout: float = 0.2) -> None:
         super().__init__()
-        # Logarithm of each token's share of text: a rare word of the question tells most.
         self.register_buffer("commonness", torch.full((vocab_size,), -USUAL))
+        self.register_buffer("enough", torch.zeros(()))
         self.match = nn.Linear(hidden_size, MATCHED, bias=False)
         self.state = nn.Linear(hidden_size, SEEN)
         self.word = nn.Linear(hidden_size, SEEN)
@@ -53,6 +62,11 @@ class Focus(nn.Module):
         self.out = nn.Conv1d(WIDTH, 1, 1)
         self.dropout = nn.Dropout(dropout)
         self.digest = ""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Bundles from before it was known do not say what is enough.
+        state_dict.setdefault(f"{prefix}enough", torch.zeros(()))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @in_full_precision
     def forward(self, hidden: Tensor, words: Tensor, ids: Tensor, n_question: int) -> Tensor:

@@ -147,6 +147,11 @@ class WindowWriter:
             codes = self._write(state, tasks, [slots.ends + start for slots in placed])
         return [slots.written(row) for row, slots in zip(codes, placed, strict=True)]
 
+    @property
+    def enough(self) -> int:
+        """Symbols for one question beside one for each window, 0 for no limit: see `Focus`."""
+        return 0 if self.model.focus is None else int(self.model.focus.enough)
+
     def attend(self, tasks: Sequence[WindowTask]) -> list[Tensor]:
         """Where some windows answer the question in front of them.
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
 import zcontext.bundle
-from tiny import tiny_base, tiny_z
+from tiny import tiny_base, tiny_focused, tiny_z
 from zcontext.bundle import (
     MANIFEST,
     fill,
@@ -249,3 +251,38 @@ def test_a_bundle_is_found_by_folder_by_name_and_by_environment(saved, tmp_path,
     with pytest.raises(BundleError, match="from ZCONTEXT_BUNDLE"):
         find_bundle()
     assert find_bundle("tiny") == saved[0]
+
+
+def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(zcontext.bundle, "load_base", lambda *a, **k: tiny_base())
+    path = Path(__file__).parents[2] / "scripts" / "average_infer.py"
+    spec = importlib.util.spec_from_file_location("average_infer", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    model = tiny_focused()
+    save_bundle(model, tmp_path / "one", card="# A card", training={"read": {"steps": 3}})
+    with torch.no_grad():
+        for parameter in model.parameters_of(("infer",)).values():
+            parameter.add_(1.0)
+    save_bundle(model, tmp_path / "other")
+    before = {part: (tmp_path / "one" / f"{part}.safetensors").read_bytes() for part in PARTS}
+    folders = [str(tmp_path / name) for name in ("one", "one", "other")]
+    script.main([*folders, "--enough", "7"])
+    for part in PARTS:
+        now = (tmp_path / "one" / f"{part}.safetensors").read_bytes()
+        assert (now == before[part]) == (part != "infer")
+    loaded = load_bundle(tmp_path / "one")
+    assert loaded.codec == model.codec
+    assert loaded.focus is not None
+    assert int(loaded.focus.enough) == 7
+    pairs = zip(
+        loaded.parameters_of(("infer",)).values(),
+        model.parameters_of(("infer",)).values(),
+        strict=True,
+    )
+    for mean, other in pairs:
+        torch.testing.assert_close(mean, other - 0.5, atol=2e-3, rtol=0)
+    manifest = read_manifest(tmp_path / "one")
+    assert manifest["training"] == {"read": {"steps": 3, "mean_of": 2}}
+    assert (tmp_path / "one" / "README.md").read_text() == "# A card"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "other"]

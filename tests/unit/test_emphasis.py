@@ -45,6 +45,21 @@ def test_windows_spend_exactly_what_the_document_has(
     assert all(1 <= each.n_slots <= len(each.fine) for each in found)
 
 
+@given(lengths, st.floats(0, 1), st.integers(1, 40), st.integers(0, 1000))
+def test_behind_what_is_enough_no_more_is_spent(
+    sizes: list[int], share: float, enough: int, seed: int
+) -> None:
+    n_symbols = len(sizes) + int(share * (sum(sizes) - len(sizes)))
+    rows = [odds(n, seed + k) for k, n in enumerate(sizes)]
+    found = emphasise(rows, n_symbols, enough=enough)
+    assert found is not None
+    spent = sum(each.n_slots for each in found)
+    assert spent == min(n_symbols, len(sizes) + enough)
+    fewer = emphasise(rows, spent)
+    assert fewer is not None
+    assert [each.fine.tolist() for each in found] == [each.fine.tolist() for each in fewer]
+
+
 @given(lengths, st.floats(0, 1), st.integers(0, 1000))
 def test_every_fine_token_closes_a_segment_that_is_it_alone(
     sizes: list[int], share: float, seed: int

@@ -55,6 +55,39 @@ def test_every_budget_is_kept(budget: dict[str, float]) -> None:
         assert 0 < document.n_symbols < document.n_tokens
 
 
+def test_a_bundle_that_says_what_is_enough_spends_no_more_on_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcontext.bundle.load_base", lambda *args, **kwargs: tiny_base())
+    model = tiny_focused()
+    free = ZCompressor(model).compress(TEXT * 2, settings=SMALL, ratio=2, question=ASKED)
+    before = model.focus.digest if model.focus is not None else ""
+    assert model.focus is not None
+    model.focus.enough.fill_(9)
+    model.seal()
+    assert model.focus.digest != before, "stores tell documents apart"
+    save_bundle(model, tmp_path / "bundle")
+    compressor = ZCompressor(load_bundle(tmp_path / "bundle"))
+    held = compressor.compress(TEXT * 2, settings=SMALL, ratio=2, question=ASKED)
+    assert held.n_symbols == len(held.spans) + 9 < free.n_symbols
+    together = compressor.compress_together([TEXT, TEXT * 2], question=ASKED, ratio=2)
+    assert sum(d.n_symbols for d in together) == sum(len(d.spans) for d in together) + 9
+    few = compressor.compress(TEXT * 2, settings=SMALL, ratio=16, question=ASKED)
+    assert few.n_symbols == few.n_tokens // 16
+    plain = compressor.compress(TEXT * 2, settings=SMALL, ratio=2)
+    assert plain.n_symbols == plain.n_tokens // 2
+
+
+def test_a_focus_from_before_this_was_known_spends_all() -> None:
+    model = tiny_focused()
+    assert model.focus is not None
+    state = model.focus.state_dict()
+    model.focus.enough.fill_(9)
+    del state["enough"]
+    model.focus.load_state_dict(state)
+    assert int(model.focus.enough) == 0
+
+
 def test_without_a_question_nothing_changes() -> None:
     plain, with_focus = tiny_z(), tiny_focused()
     assert with_focus.codec == plain.codec

@@ -411,7 +411,7 @@ def test_what_was_measured_beside_the_report_is_told_behind_it(
         "dense": {"chosen": 3.5},
     }
     told = {"value": 0.25, "low": 0.0, "high": 0.5}
-    counts = dict.fromkeys(("tokens", "symbols", "peak_positions", "seconds"), 7.0)
+    counts = dict.fromkeys(("tokens", "symbols", "peak_positions"), 7.0)
     thinking = [
         {"table": "going_on", "held_as": "symbols", "recent": 16, "positions": 44.0}
         | {"ratio": 4.0, "bits": told, "over_text": told},
@@ -437,7 +437,7 @@ def test_what_was_measured_beside_the_report_is_told_behind_it(
     for row in (
         "| 4 | 3.90 | 1.000 | 1.000 | 0.500 | 0.500 | 3.0 | 0.90 | 4.50 | 3.50 |",
         "| 4 | symbols | 16 | 44.0 | 0.250 [0.000, 0.500] | 0.250 [0.000, 0.500] |",
-        "| 4 | text | - | all | 7.0 | 7.0 | 7.0 | 7.0 | 0.250 [0.000, 0.500] |",
+        "| 4 | text | - | all | 7.0 | 7.0 | 7.0 | 0.250 [0.000, 0.500] |",
         "| 1,024 | 256 | 8 | surprisal | 0.900 | 0.100 | 0.800 | 1.000 | 0.070 | 1.000 |",
         "| contextual consistency of a code, mean and deviation | 0.500 ± 0.100 | 0.500 ± 0.100 |",
     ):

@@ -49,6 +49,7 @@ class FocusStage:
         self._find = Find(model)
         model.codebook.requires_grad_(False)
         self._find.focus.requires_grad_(True)
+        self._find.focus.enough.fill_(config.focus.enough)
         self.module: nn.Module = self._find
         self._tokens = text_tokenizer(model.tokenizer)
         self._located = self._locate(read_questions(config.focus.questions))

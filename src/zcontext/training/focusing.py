@@ -29,6 +29,8 @@ class FocusConfig:
         max_windows: Windows of one context that a question is asked of; the one with the answer
             and those next to it.
         other_share: Share of questions that are also asked of a window of another context.
+        enough: Symbols, beside one for each window, that are spent on one question at most,
+            whatever the ratio; the reader's, not learned here. 0 spends all.
 
     Raises:
         ConfigError: A value is out of its range.
@@ -38,11 +40,13 @@ class FocusConfig:
     batch_questions: int = 16
     max_windows: int = 3
     other_share: float = 0.4
+    enough: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_questions", "max_windows"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "other_share", 0 <= self.other_share <= 1, "a share in 0 to 1")
+        check(self, "enough", 0 <= self.enough <= 1024, "0 for no limit, to 1,024 symbols")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,12 @@ SHIPPED = (
     "\n\n**The bundle that ships is codec `{now}`, this report is of codec `{then}`.** Only the "
     "rows of `symbols`, `asked` and `shuffled` depend on it. How the two differ is in the "
     "[log](development/log.md), figures of the shipped codec are in the [README](../README.md)."
+)
+
+REPLACED = (
+    "\n\n**{parts} of the bundle that ships came after this report.** Rows of the control, of "
+    "MiniLM, of reconstruction and of time do not depend on it; those that INFER reads do. What "
+    "the newer reader gives is in the [README](../README.md) and in the [log](development/log.md)."
 )
 
 EMPTY = """# Benchmarks
@@ -86,9 +92,16 @@ def _of_another_codec(report: dict[str, Any]) -> str:
     manifest = BUNDLES / report["bundle"] / "manifest.json"
     if not manifest.is_file():
         return ""
-    now = json.loads(manifest.read_text(encoding="utf-8"))["codec"]
-    then = report["codec"]
-    return "" if now == then else SHIPPED.format(now=now[:12], then=then[:12])
+    shipped = json.loads(manifest.read_text(encoding="utf-8"))
+    now, then = shipped["codec"], report["codec"]
+    if now != then:
+        return SHIPPED.format(now=now[:12], then=then[:12])
+    replaced = [
+        part.upper()
+        for part, digest in report.get("readers", {}).items()
+        if shipped["parts"].get(part, {}).get("sha256") != digest
+    ]
+    return REPLACED.format(parts=" and ".join(replaced)) if replaced else ""
 
 
 def cost_lines(cost: dict[str, Any]) -> list[str]:
@@ -284,7 +297,7 @@ def _spread(found: dict[str, float]) -> str:
     return f"{number(found['mean'], 3)} ± {number(found['std'], 3)}"
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[Any], list[str]]] = {
     "writers.json": writers_lines,
     "thinking.json": thinking_lines,
     "overlaps.json": overlap_lines,

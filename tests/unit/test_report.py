@@ -258,6 +258,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
     model = SimpleNamespace(base=SimpleNamespace(name="somewhere/base.gguf"))
     monkeypatch.setattr(engines, "open_engines", lambda *o: SimpleNamespace(model=model))
     monkeypatch.setattr(benches, "open_bench", lambda model, **options: byte_bench())
+    parts = {part: {"sha256": part * 2} for part in ("codebook", "focus", "infer")}
+    monkeypatch.setattr("zcontext.bundles.find_bundle", Path)
+    monkeypatch.setattr("zcontext.bundle.read_manifest", lambda folder: {"parts": parts})
 
     def invoke(*arguments: str) -> Result:
         return CliRunner().invoke(app, ["eval", "report", *arguments])
@@ -278,6 +281,7 @@ def test_the_command_writes_a_folder_and_goes_on_in_it(
     found = json.loads((tmp_path / "r" / "report.json").read_text())
     assert (found["bundle"], found["base"], found["seed"]) == ("mine", "base.gguf", 3)
     assert found["settings"]["ratios"] == [4.0, 8.0]
+    assert found["readers"] == {"infer": "inferinfer", "focus": "focusfocus"}
     n = len((tmp_path / "r" / "predictions.jsonl").read_text().splitlines())
     again = run(*arguments, "--quick", "--seed", "3", "--bundle", "some/where/mine")
     assert again.exit_code == 0, again.output
@@ -387,6 +391,16 @@ def test_the_docs_page_is_made_from_the_report(report: dict[str, Any], tmp_path:
     replaced = {**report, "bundle": "smollm2-135m", "codec": "e" * 64}
     (folder / "report.json").write_text(json.dumps(replaced))
     assert "this report is of codec `eeeeeeeeeeee`" in script.make_page(folder, at=at)
+    manifest = json.loads((ROOT / "bundles" / "smollm2-135m" / "manifest.json").read_text())
+    digests = {part: manifest["parts"][part]["sha256"] for part in ("infer", "focus")}
+    same = {**report, "bundle": "smollm2-135m", "codec": manifest["codec"], "readers": digests}
+    (folder / "report.json").write_text(json.dumps(same))
+    assert "came after this report" not in script.make_page(folder, at=at)
+    same["readers"] = {**digests, "infer": "0" * 64}
+    (folder / "report.json").write_text(json.dumps(same))
+    assert "**INFER of the bundle that ships came after this report.**" in script.make_page(
+        folder, at=at
+    )
 
 
 def test_what_was_measured_beside_the_report_is_told_behind_it(

@@ -146,6 +146,7 @@ def report(
     model = engines.open_engines(bundle, *chosen).model
     bench = _bench(model, _control(control, model, bundle, chosen), control, peers)
     facts = {"bundle": _name(bundle), "base": _name(model.base.name), "quick": quick, "data": names}
+    facts["readers"] = _readers(bundle)
     _measure(settings, data, bench, facts, out, seconds=most, share=share)
 
 
@@ -232,6 +233,15 @@ def _measure(
     )
     _write(figures, out)
     say(f"done in {spoken(took)}: {out}/report.md, report.json and the plots")
+
+
+def _readers(bundle: str) -> dict[str, str]:
+    """Digests of the parts that reports depend on and codecs do not: INFER and FOCUS."""
+    from zcontext.bundle import read_manifest
+    from zcontext.bundles import find_bundle
+
+    parts = read_manifest(find_bundle(bundle))["parts"]
+    return {part: parts[part]["sha256"] for part in ("infer", "focus") if part in parts}
 
 
 def _told_of(settings: SuiteSettings, bench: Bench) -> dict[str, Any]:

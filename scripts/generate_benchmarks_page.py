@@ -215,7 +215,8 @@ def thinking_lines(found: dict[str, Any]) -> list[str]:
         "",
         "Replies whose older part is held as symbols. *Going on*: bits a token of 64 tokens of a "
         "text, 256 of it in the prompt and the 128 between held in the reply. *Replies*: of up to "
-        "128 tokens, sampled. *Answers*: to questions, the passage given as text.",
+        "128 tokens, sampled. *Answers*: to questions, the passage given as text. "
+        f"{found.get('note', '')}".rstrip(),
     ]
     tables = {
         "going_on": ("going on: held as", ["positions", "bits", "over_text"]),

@@ -32,7 +32,7 @@ from zcontext.evaluation.foretellers import PlainForeteller, following_bits
 from zcontext.evaluation.judge import ModelJudge
 from zcontext.evaluation.metrics import bootstrap, f1_score
 from zcontext.evaluation.questions import read_rows
-from zcontext.prompts import Piece, encode_messages, n_positions, question_parts
+from zcontext.prompts import Piece, encode_content, encode_messages, n_positions, question_parts
 from zcontext.spans import ChatMessage
 from zcontext.thinking import Thinker, ThinkSettings, Thought
 from zcontext.tokenization import decoded, text_tokenizer
@@ -62,7 +62,7 @@ def told(values: Sequence[float]) -> dict[str, float]:
 
 def going_on(compressor: ZCompressor, passages: Sequence[Passage], ratio: float) -> Iterator[Any]:
     """Rows of the first table."""
-    model, plain = compressor.model, text_tokenizer(compressor.model.tokenizer)
+    model = compressor.model
     writing = CompressSettings(ratio=ratio, on_symbols="escape")
     as_text: list[float] = []
     for kind, recent in [
@@ -77,7 +77,7 @@ def going_on(compressor: ZCompressor, passages: Sequence[Passage], ratio: float)
             if kind == "symbols":
                 text = decoded(model.tokenizer, held[:n])
                 parts = compressor.compress(text, settings=writing).parts
-                pieces += [plain.ids(p) if isinstance(p, str) else p for p in parts]
+                pieces += encode_content(model.tokenizer, parts)
             pieces += [list(held[n:])] if recent else []
             bits.append(following_bits(model, "infer", pieces, scored))
             positions.append(n_positions(pieces) - n_prompt)

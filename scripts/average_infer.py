@@ -38,23 +38,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Average, and write the bundle."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path, help="changed in place")
-    parser.add_argument("of", type=Path, nargs="+", help="bundles whose INFER is averaged")
+    parser.add_argument("of", type=Path, nargs="*", help="bundles whose INFER is averaged, if any")
     parser.add_argument("--enough", type=int, help="symbols for one question; 0 for no limit")
     options = parser.parse_args(arguments)
     training = json.loads((options.bundle / "manifest.json").read_text("utf-8"))["training"]
-    mean = mean_of([folder / INFER for folder in options.of])
     model = load_bundle(options.bundle)
-    scratch = options.bundle.parent / f".{options.bundle.name}.{INFER}"
-    try:
-        save_file(mean, scratch)
-        replace_infer(model, scratch)
-    finally:
-        scratch.unlink(missing_ok=True)
+    if options.of:
+        scratch = options.bundle.parent / f".{options.bundle.name}.{INFER}"
+        try:
+            save_file(mean_of([folder / INFER for folder in options.of]), scratch)
+            replace_infer(model, scratch)
+        finally:
+            scratch.unlink(missing_ok=True)
+        training.setdefault("read", {})["mean_of"] = len(options.of)
     if options.enough is not None:
         if model.focus is None:
             raise SystemExit("--enough is the focus's, and this bundle has no focus")
         model.focus.enough.fill_(options.enough)
-    training.setdefault("read", {})["mean_of"] = len(options.of)
     save_bundle(model, options.bundle, training=training)
 
 

@@ -255,7 +255,7 @@ class ZCompressor:
         opened = [self._opened(text, chosen) for text in texts]
         drafts = [each for each in opened if isinstance(each, Draft)]
         if focuses(chosen, self.model):
-            emphasise_drafts(drafts, self._writer.attend, enough=self._writer.enough)
+            emphasise_drafts(drafts, self._writer)
         return [each if isinstance(each, ZDocument) else self._finished(each) for each in opened]
 
     def _opened(self, text: str | ZDocument, settings: CompressSettings) -> Draft | ZDocument:
@@ -338,7 +338,7 @@ class ZCompressor:
             question=self._question_ids(settings),
         )
         if alone and focuses(settings, self.model):
-            emphasise_drafts([draft], self._writer.attend, enough=self._writer.enough)
+            emphasise_drafts([draft], self._writer)
         return draft
 
     def _compress_all(

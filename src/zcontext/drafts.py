@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -25,7 +25,7 @@ from zcontext.spans import LiteralText, ZDocument, ZSpan
 from zcontext.tokenization import TextTokenizer, TokenizedText
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
 from zcontext.windows import Extent, WindowPlan
-from zcontext.writing import Codes, WindowTask, Written, free_places
+from zcontext.writing import Codes, WindowTask, WindowWriter, Written, free_places
 
 INLINE_TOKENS: Final = 32
 """Longer literals, and those of several lines, are windows of their own."""
@@ -328,24 +328,18 @@ def draft_of(
     return draft
 
 
-def emphasise_drafts(
-    drafts: Sequence[Draft],
-    attend: Callable[[Sequence[WindowTask]], list[Tensor]],
-    *,
-    enough: int = 0,
-) -> None:
+def emphasise_drafts(drafts: Sequence[Draft], writer: WindowWriter) -> None:
     """Spend the budget of some documents on what a question in front of them is about.
 
     Args:
         drafts: Nothing of them written; they share one budget, the sum of their own.
-        attend: Tells where windows answer the question.
-        enough: Symbols, beside one for each window, behind which no more are spent; 0 spends all.
+        writer: Tells where windows answer the question, and how much is enough.
     """
     tasks = [task for draft in drafts for task in draft.readings()]
-    odds = attend(tasks)
+    odds = writer.attend(tasks)
     relevance = [row[free_places(task)] for task, row in zip(tasks, odds, strict=True)]
     n_symbols = sum(draft.n_symbols for draft in drafts)
-    emphases = emphasise(relevance, n_symbols, enough=enough)
+    emphases = emphasise(relevance, n_symbols, enough=writer.enough)
     if emphases is not None:
         spent = iter(emphases)
         for draft in drafts:

@@ -24,8 +24,8 @@ from zcontext.prefixes import PrefixCache, prefix_key
 from zcontext.prompts import (
     Piece,
     check_parts,
-    encode_messages,
     encode_parts,
+    encode_turns,
     n_positions,
     question_parts,
 )
@@ -285,9 +285,7 @@ class Inferencer:
         return encode_parts(self.model.tokenizer, parts)
 
     def _turns(self, messages: Sequence[ChatMessage]) -> list[Piece]:
-        for message in messages:
-            check_parts(message.parts, self.vocabulary)
-        return encode_messages(self.model.tokenizer, messages)
+        return encode_turns(self.model.tokenizer, messages, self.vocabulary)
 
     def _decoding(
         self, pieces: list[Piece], settings: GenerationSettings | None, *, reply: bool

@@ -74,7 +74,7 @@ def encode_parts(tokenizer: Any, parts: Sequence[Part]) -> list[Piece]:
         VocabularyError: A text holds a lone surrogate.
     """  # noqa: DOC502 - raised by the tokenizer
     plain = text_tokenizer(tokenizer)
-    return _join([list(plain.opening), *_encode_content(tokenizer, parts)])
+    return _join([list(plain.opening), *encode_content(tokenizer, parts)])
 
 
 def encode_messages(
@@ -109,7 +109,7 @@ def encode_messages(
         if at % 2:
             seen.append(int(fragment))
             if seen[-1] < len(messages):
-                pieces += _encode_content(tokenizer, messages[seen[-1]].parts)
+                pieces += encode_content(tokenizer, messages[seen[-1]].parts)
         elif fragment:
             # Only the template's own text: here special tokens are meant.
             encoded = tokenizer.backend_tokenizer.encode(fragment, add_special_tokens=False)
@@ -120,6 +120,32 @@ def encode_messages(
             "show each of them once, in order. Give other messages, or use complete()"
         )
     return _join(pieces)
+
+
+def encode_turns(
+    tokenizer: Any, messages: Sequence[ChatMessage], vocabulary: ZVocabulary
+) -> list[Piece]:
+    """A chat that the assistant is to answer, its parts checked.
+
+    Args:
+        tokenizer: The base's fast tokenizer.
+        messages: Turns, in order.
+        vocabulary: Of the codec that reads them.
+
+    Returns:
+        Pieces in order, no piece is empty.
+
+    Raises:
+        CodecMismatchError: Another codec wrote the symbols.
+        UnknownSymbolError: The symbols are deeper than the codec.
+        SymbolCollisionError: A text spells symbols.
+        ModelError: The base's template refuses these roles, or leaves out or repeats a message.
+        SpanError: There is no message, or a role is not a plain word.
+        VocabularyError: A text holds a lone surrogate.
+    """  # noqa: DOC502 - raised by the steps
+    for message in messages:
+        check_parts(message.parts, vocabulary)
+    return encode_messages(tokenizer, messages)
 
 
 def n_positions(pieces: Sequence[Piece]) -> int:
@@ -134,7 +160,19 @@ def n_positions(pieces: Sequence[Piece]) -> int:
     return sum(map(len, pieces))
 
 
-def _encode_content(tokenizer: Any, parts: Sequence[Part]) -> Iterator[Piece]:
+def encode_content(tokenizer: Any, parts: Sequence[Part]) -> Iterator[Piece]:
+    """Text and symbols as they stand within a prompt.
+
+    Args:
+        tokenizer: The base's fast tokenizer.
+        parts: Text and symbols.
+
+    Yields:
+        One piece for each stretch of text and for each part that is symbols, in order.
+
+    Raises:
+        VocabularyError: A text holds a lone surrogate.
+    """  # noqa: DOC502 - raised by the tokenizer
     plain = text_tokenizer(tokenizer)
     for part in _merge(parts):
         yield plain.ids(part) if isinstance(part, str) else part

@@ -25,10 +25,9 @@ from zcontext.documents import joined_parts
 from zcontext.errors import ContextOverflowError
 from zcontext.generation import Decoding, Prefill
 from zcontext.layouts import embed_pieces
-from zcontext.prompts import Piece, check_parts, encode_messages, n_positions
+from zcontext.prompts import Piece, encode_content, encode_turns, n_positions
 from zcontext.spans import ChatMessage, Part, StopReason, ZDocument
 from zcontext.text_feed import TextFeed
-from zcontext.tokenization import text_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +129,7 @@ class Thinker:
         """  # noqa: DOC502 - some raised by the steps
         chosen, started = settings or GenerationSettings(), time.perf_counter()
         model = self.compressor.model
-        for message in messages:
-            check_parts(message.parts, model.vocabulary)
-        pieces = encode_messages(model.tokenizer, messages)
+        pieces = encode_turns(model.tokenizer, messages, model.vocabulary)
         n_prompt = n_positions(pieces)
         if n_prompt >= model.context_length:
             raise ContextOverflowError(
@@ -226,7 +223,8 @@ class _Line:
             if text:
                 documents.append(self._compressor.compress(text, settings=self._writing))
             if text and self.reason is None:
-                self._settle(self._embedded(documents[-1]))
+                pieces = list(encode_content(self._model.tokenizer, documents[-1].parts))
+                self._settle(embed_pieces(self._model, pieces))
         return tuple(documents)
 
     def _go_on(self) -> None:
@@ -279,13 +277,6 @@ class _Line:
     def _end(self, reason: StopReason) -> None:
         self._draft.texts.append(self._feed.finish())
         self.reason = reason
-
-    def _embedded(self, document: ZDocument) -> Tensor:
-        plain = text_tokenizer(self._model.tokenizer)
-        pieces: list[Piece] = [
-            plain.ids(part) if isinstance(part, str) else part for part in document.parts
-        ]
-        return embed_pieces(self._model, pieces)
 
     def _settle(self, embeddings: Tensor) -> None:
         """Read what is to stay; its last position is left to the pass that goes on from it."""

@@ -21,7 +21,8 @@ from zcontext.naming import phrases_of
 from zcontext.segmentation import hardest, usual_weight, weigh
 
 ROUNDING = 1e-9
-"""Bits by which a place may seem to lie behind an end that it lies on."""
+"""What rounding may make of nothing: bits by which a place seems to lie behind an end that it lies
+on, or what a whole number of names seems to lack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +153,13 @@ class Pointer:
         if phrasing is not None:
             last, bits = phrases_of(surprisal, phrasing.starts)
             self._behind = (last + 1).tolist()
-            n_named = int(phrasing.n_names * max(1.0, self.total / self.price))
+            n_named = int(phrasing.n_names * max(1.0, self.total / self.price) + ROUNDING)
             if len(bits) <= n_named:
                 self._furthest = phrasing.n_names
             weights = hardest(bits, n_named)
             weights = weights * (self.total / weights.sum())
-        self._reached = weights.cumsum(0)  # bits up to the end of each step
+        # Bits up to the end of each step; a sum of shares may be a hair more than the whole.
+        self._reached = weights.cumsum(0).clamp_max(self.total)
         self._stops = [bisect_right(self._behind, stop) for stop in stops]
         self._at = 0
         self.place = 0.0
@@ -199,7 +201,7 @@ class Pointer:
             self.held = min(limits) < end
             if self.held:
                 end = min(limits)
-                place = min(place, float(self._reached[end - 1]))
+                place = max(self.place, min(place, float(self._reached[end - 1])))
         self.place = self.total if end == self.n_steps else place
         self._at = end
         self.ends.append(self._behind[end - 1])

@@ -5,6 +5,7 @@ up as the one-pass writer looks them up.
 from __future__ import annotations
 
 import dataclasses
+import math
 from itertools import pairwise
 
 import pytest
@@ -243,6 +244,28 @@ def test_through_phrases_ends_rise_to_the_last_token_at_ends_of_phrases_and_keep
         # All can be named: only the last segment that is allowed may be too long for it.
         for begin, end in pairwise([0, *ends[: most - 1]]):
             assert sum(starts[begin:end]) <= n_names
+
+
+def test_a_hair_less_than_a_whole_number_of_symbols_names_as_many_phrases():
+    """Half of the window's bits twice over is 1.9999999999999998 symbols, and two names."""
+    bits = torch.tensor([2.1975389196241506e-09, 0.0, 3.0, 3.0, 2.1975389196241506e-09])
+    starts = torch.tensor([True, True, False, False, False])
+    total = float(weigh(bits).cumsum(0)[-1])
+    request = Request(math.nextafter(total / 2, math.inf), 5)
+    pointer = Pointer(bits, request, phrasing=Phrasing(starts, 1))
+    assert total / pointer.price < 2
+    led(pointer, [1.0])
+    assert pointer.ends == [1, 5]
+
+
+def test_shares_that_sum_to_a_hair_more_than_the_whole_lead_no_pointer_back():
+    """Five sixths of six phrases are named: 5 times 1.2 bits is 6.000000000000001."""
+    starts = torch.tensor([True, *[False] * 6, *[True] * 5])
+    request, phrasing = Request(6.0, 5), Phrasing(starts, 5)
+    pointer = Pointer(torch.zeros(12), request, stops=[7, 8, 9, 11], phrasing=phrasing)
+    places = led(pointer, [1.0])
+    assert places == sorted(places)
+    assert places[-1] == pointer.total == 6.0
 
 
 @settings(max_examples=100, deadline=None)

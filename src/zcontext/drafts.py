@@ -339,7 +339,8 @@ def emphasise_drafts(drafts: Sequence[Draft], writer: WindowWriter) -> None:
     odds = writer.attend(tasks)
     relevance = [row[free_places(task)] for task, row in zip(tasks, odds, strict=True)]
     n_symbols = sum(draft.n_symbols for draft in drafts)
-    emphases = emphasise(relevance, n_symbols, enough=writer.enough)
+    opens = [writer.opens(task) for task in tasks]
+    emphases = emphasise(relevance, n_symbols, opens=opens, enough=writer.enough)
     if emphases is not None:
         spent = iter(emphases)
         for draft in drafts:

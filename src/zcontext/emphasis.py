@@ -8,6 +8,7 @@ ratio. What this module does not know: models, text, where the relevance of a to
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
@@ -33,6 +34,10 @@ HALO = 40
 BRIDGED = 2
 """Tokens between two emphasised ones that are emphasised with them."""
 
+LONGEST = 12
+"""Tokens of a word that is emphasised as a whole. What is longer is no word (a link, a key, text
+without spaces), and each of its tokens stands for itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Emphasis:
@@ -48,7 +53,11 @@ class Emphasis:
 
 
 def emphasise(
-    relevance: Sequence[Tensor], n_symbols: int, *, enough: int = 0
+    relevance: Sequence[Tensor],
+    n_symbols: int,
+    *,
+    opens: Sequence[Tensor] | None = None,
+    enough: int = 0,
 ) -> list[Emphasis] | None:
     """Spend a document's symbols on what a question is about.
 
@@ -56,6 +65,8 @@ def emphasise(
         relevance: Log-odds per token that an answer stands there, `[n]` for every window; they are
             compared across windows.
         n_symbols: Symbols of the document.
+        opens: Which tokens begin a word, bool `[n]` for every window: a word is emphasised as a
+            whole or not at all, unless there is room for no word. None takes every token for one.
         enough: Symbols, beside one for each window, behind which no more are spent; 0 spends all.
 
     Returns:
@@ -67,8 +78,11 @@ def emphasise(
     lengths = [len(row) for row in relevance]
     if not sum(lengths):
         return None
-    ranked = _shared(relevance).argsort(descending=True, stable=True)
-    return _emphasised(ranked, lengths, n_symbols)
+    words = torch.arange(sum(lengths)) if opens is None else _words(opens)
+    shared = _shared(relevance)
+    of_words = torch.zeros_like(shared).scatter_reduce(0, words, shared, "amax")
+    ranked = of_words[words].argsort(descending=True, stable=True)
+    return _emphasised(ranked, words, lengths, n_symbols)
 
 
 def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | None:
@@ -81,11 +95,33 @@ def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | No
     Returns:
         As `emphasise` does.
     """
-    return _emphasised(torch.arange(sum(lengths)).flip(0), list(lengths), n_symbols)
+    places = torch.arange(sum(lengths))
+    return _emphasised(places.flip(0), places, list(lengths), n_symbols)
 
 
-def _emphasised(ranked: Tensor, lengths: list[int], n_symbols: int) -> list[Emphasis] | None:
-    """Emphasis on the first of some ranked tokens, `[n]`, as many as there are symbols for."""
+def _words(opens: Sequence[Tensor]) -> Tensor:
+    """The word of each token, all windows behind each other, int64 `[n]`."""
+    starts = torch.cat([torch.cat([row.new_ones(1), row[1:]]) for row in opens if len(row)])
+    found = starts.long().cumsum(0) - 1
+    by_itself = torch.bincount(found)[found] > LONGEST
+    starts = starts | by_itself
+    return starts.long().cumsum(0) - 1
+
+
+def _emphasised(
+    ranked: Tensor, words: Tensor, lengths: list[int], n_symbols: int
+) -> list[Emphasis] | None:
+    """Emphasis on the first of some ranked tokens, as many whole words as there are symbols for.
+
+    Args:
+        ranked: The tokens, those of a word behind each other, int64 `[n]`.
+        words: The word of each token, int64 `[n]`.
+        lengths: Tokens of each window.
+        n_symbols: Symbols of all.
+
+    Returns:
+        An emphasis for each window.
+    """
     n = len(ranked)
     if n_symbols < len(lengths) or not n:
         return None
@@ -93,9 +129,11 @@ def _emphasised(ranked: Tensor, lengths: list[int], n_symbols: int) -> list[Emph
     coarse = COARSENESS * n / n_symbols
     most = n if n_symbols == n else int((n_symbols - n / coarse) / (1 - 1 / coarse))
     count = max(0, most)
+    of_ranked = words[ranked]
+    whole = [0, *((of_ranked[1:] != of_ranked[:-1]).nonzero().squeeze(-1) + 1).tolist(), n]
     while True:
         chosen = torch.zeros(n, dtype=torch.bool)
-        chosen[ranked[:count]] = True
+        chosen[ranked[: whole[bisect_right(whole, count) - 1] or count]] = True
         fine = [_bridged(row) for row in torch.split(chosen, lengths)]
         runs = [run for row in fine for run in runs_of(row)]
         needed = sum(end - start if is_fine else 1 for start, end, is_fine in runs)

@@ -269,7 +269,7 @@ def token_seams(tokenizer: Any, vocab_size: int) -> Seams:
     """
     with _making:
         found = _seams.get(tokenizer)
-        if found is None or len(found.opens) != vocab_size:
+        if found is None or len(found.opens) < vocab_size:
             core = tokenizer.backend_tokenizer
             names = [core.id_to_token(token) or "" for token in range(vocab_size)]
             texts = core.decode_batch([[k] if name else [] for k, name in enumerate(names)])

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zcontext.anchoring import end_costs
+from zcontext.anchoring import Seams, end_costs
 from zcontext.attending import relevance
 from zcontext.caches import rows_of
 from zcontext.composing import Composition, Passage
@@ -152,6 +152,20 @@ class WindowWriter:
         """Symbols for one question beside one for each window, 0 for no limit: see `Focus`."""
         return 0 if self.model.focus is None else int(self.model.focus.enough)
 
+    def opens(self, task: WindowTask) -> Tensor:
+        """Which of the tokens that a window writes begin a word.
+
+        Args:
+            task: The window.
+
+        Returns:
+            bool `[n]`, of the tokens that `free_places` names.
+        """
+        found = self._seams.opens[torch.tensor(task.ids[task.start :])]
+        # What is kept as text parts the words on its sides.
+        found[[each.end for each in task.literals if each.end < len(found)]] = True
+        return found[free_places(task)]
+
     def attend(self, tasks: Sequence[WindowTask]) -> list[Tensor]:
         """Where some windows answer the question in front of them.
 
@@ -258,8 +272,11 @@ class WindowWriter:
 
     def _costs(self, ids: Tensor) -> Tensor:
         """What ending a segment behind each token of a target costs, `[1, n]`."""
-        seams = token_seams(self.model.tokenizer, self.model.base_vocab)
-        return end_costs(ids[0].long(), seams).unsqueeze(0)
+        return end_costs(ids[0].long(), self._seams).unsqueeze(0)
+
+    @property
+    def _seams(self) -> Seams:
+        return token_seams(self.model.tokenizer, self.model.base_vocab)
 
     def _placed(
         self, bits: Tensor, n_slots: int, task: WindowTask, **told: Tensor | None

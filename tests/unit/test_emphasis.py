@@ -101,6 +101,50 @@ def test_the_tokens_that_answer_are_fine_with_those_beside_them() -> None:
     assert found[1].n_slots > 5 * found[0].n_slots
 
 
+@st.composite
+def texts(draw: st.DrawFn) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Odds and word starts of some windows of words of one to five tokens."""
+    windows = draw(
+        st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=20), min_size=1, max_size=4)
+    )
+    seed = draw(st.integers(0, 1000))
+    opens = [torch.tensor([k == 0 for length in words for k in range(length)]) for words in windows]
+    return [odds(len(row), seed + k) for k, row in enumerate(opens)], opens
+
+
+@given(texts(), st.floats(0, 1))
+def test_a_word_is_fine_as_a_whole_or_not_at_all(
+    text: tuple[list[torch.Tensor], list[torch.Tensor]], share: float
+) -> None:
+    rows, opens = text
+    n = sum(map(len, rows))
+    n_symbols = len(rows) + int(share * (n - len(rows)))
+    found = emphasise(rows, n_symbols, opens=opens)
+    assert found is not None
+    assert sum(each.n_slots for each in found) == n_symbols
+    words = [w for row, each in zip(opens, found, strict=True) for w in words_of(row, each.fine)]
+    parted = [w for w in words if bool(w.any()) != bool(w.all())]
+    # Only where there is room for no word, the beginning of the likeliest one is better than none.
+    assert not parted or (len(parted) == 1 and sum(int(w.sum()) for w in words) < 5)
+
+
+def words_of(opens: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.tensor_split(values, opens.nonzero().squeeze(-1)[1:]))
+
+
+def test_a_name_is_fine_to_its_end_and_text_without_spaces_is_taken_token_by_token() -> None:
+    row = torch.zeros(60)
+    row[30] = 12.0
+    alone, opens = torch.ones(60, dtype=torch.bool), torch.ones(60, dtype=torch.bool)
+    opens[35:39] = False  # a word of tokens 34 to 38, at the edge of what is near
+    (by_word,), (by_token,) = (emphasise([row], 16, opens=[each]) for each in (opens, alone))  # type: ignore[misc]
+    assert bool(by_word.fine[34:39].all())
+    assert not bool(by_token.fine[34:39].all())
+    unspaced = torch.zeros(60, dtype=torch.bool)
+    (found,) = emphasise([row], 16, opens=[unspaced])  # type: ignore[misc]
+    assert found.fine.tolist() == by_token.fine.tolist()
+
+
 def test_relevance_counts_across_windows_and_not_by_itself() -> None:
     """Two windows alike but for a constant: what is higher in both is fine in the higher one."""
     row = torch.zeros(80)

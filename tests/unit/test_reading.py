@@ -190,6 +190,27 @@ def test_texts_to_go_on_with_are_long_and_written_with_emphasis_on_their_end(
     assert all(len(reply) <= 96 for prompt in prompts for reply in prompt.replies)
 
 
+def test_replies_that_are_thought_begin_as_symbols(config: TrainConfig, tmp_path: Path) -> None:
+    text = "It was a calm night. " * 60
+    write_shards([text], tmp_path / "long", encode=lambda t: list(t.encode()))
+    read = dataclasses.replace(config.read, continue_share=1.0, thought_share=1.0, raw_share=0.0)
+    data = dataclasses.replace(config.data, shards=(str(tmp_path / "long"),))
+    stage = ReadStage(tiny_z(), dataclasses.replace(config, read=read, data=data))
+    prompts = [p for index in range(4) for p in stage.batch(index) if p.task == "continue"]
+    thoughts = 0
+    for prompt in prompts:
+        *given, reply = prompt.pieces
+        last_told = max(at for at, piece in enumerate(given) if isinstance(piece, list))
+        held = [piece for piece in given[last_told + 1 :] if isinstance(piece, Chunk)]
+        thoughts += bool(held)
+        assert all(chunk.ratio is not None for chunk in held)
+        assert isinstance(reply, Reply)
+        context = [piece for piece in given[:last_told] if isinstance(piece, Chunk)]
+        said = [token for chunk in [*context, *held] for token in chunk.ids]
+        assert bytes([*said, *reply.ids]).decode() in text, "the reply goes on with what is held"
+    assert thoughts > len(prompts) / 2
+
+
 def test_symbols_are_those_the_compressor_writes(config: TrainConfig) -> None:
     from zcontext.compressor import ZCompressor
 

@@ -16,12 +16,12 @@ from zcontext.emphasis import emphasise
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.spans import UNKNOWN
-from zcontext.tokenization import text_tokenizer
+from zcontext.tokenization import text_tokenizer, token_seams
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
 from zcontext.training.focusing import Asked, Find
 from zcontext.training.objective import BITS
-from zcontext.training.questions import Question, read_questions
+from zcontext.training.questions import Question, find_answer, read_questions
 from zcontext.training.stages import CENTRE_TOKENS
 from zcontext.windows import Extent, WindowPlan
 
@@ -55,7 +55,7 @@ class FocusStage:
         self._located = self._locate(read_questions(config.focus.questions))
         if not self._located:
             raise TrainingError("no question's answer stands in its context")
-        self._dev: list[tuple[Question, Extent]] | None = None
+        self._dev: list[tuple[Question, list[Extent]]] | None = None
         self._contexts: dict[str, tuple[list[int], list[int]]] = {}
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -91,17 +91,24 @@ class FocusStage:
         picked = rng.integers(len(self._located), size=self.config.focus.batch_questions)
         return [self._asked(*self._located[int(at)], rng) for at in picked]
 
-    def _locate(self, rows: Sequence[Question]) -> list[tuple[Question, Extent]]:
-        """Questions whose answers stand in their contexts, and at which tokens."""
+    def _locate(self, rows: Sequence[Question]) -> list[tuple[Question, list[Extent]]]:
+        """Questions whose answers stand in their contexts, and at which tokens, every time."""
         self._contexts = {}
         found = []
         for row in rows:
-            at = row.context.find(row.answer) if row.answer != UNKNOWN else -1
-            if at < 0 or not row.answer:
+            places = [] if row.answer == UNKNOWN else find_answer(row.context, row.answer)
+            if not places:
                 continue
             _, starts = self._read(row.context)
-            first = bisect_right(starts, at) - 1
-            found.append((row, Extent(first, bisect_left(starts, at + len(row.answer)))))
+            found.append(
+                (
+                    row,
+                    [
+                        Extent(bisect_right(starts, a) - 1, bisect_left(starts, b))
+                        for a, b in places
+                    ],
+                )
+            )
         return found
 
     def _read(self, context: str) -> tuple[list[int], list[int]]:
@@ -111,20 +118,21 @@ class FocusStage:
             self._contexts[context] = ([int(t) for t in tokens.ids], [*tokens.starts])
         return self._contexts[context]
 
-    def _asked(self, row: Question, answer: Extent, rng: np.random.Generator) -> Asked:
+    def _asked(self, row: Question, places: Sequence[Extent], rng: np.random.Generator) -> Asked:
         """A question of the windows around its answer, and perhaps of another context's."""
         most, windows = self.config.focus.max_windows, self._windows(row.context)
-        own = next(at for at, (start, ids) in enumerate(windows) if answer.start < start + len(ids))
+        first_said = places[0].start
+        own = next(at for at, (start, ids) in enumerate(windows) if first_said < start + len(ids))
         first = max(0, min(own - int(rng.integers(most)), len(windows) - most))
         chosen = windows[first : first + most]
-        answers = [_within(answer, start, len(ids)) for start, ids in chosen]
+        answers = [_within(places, start, len(ids)) for start, ids in chosen]
         texts = [ids for _, ids in chosen]
         if rng.random() < self.config.focus.other_share:
             other = self._located[int(rng.integers(len(self._located)))][0]
             if other.context != row.context:
                 elsewhere = self._windows(other.context)
                 texts.append(elsewhere[int(rng.integers(len(elsewhere)))][1])
-                answers.append(Extent(0, 0))
+                answers.append(())
         return Asked(self._question(row), tuple(texts), tuple(answers))
 
     def _question(self, row: Question) -> list[int]:
@@ -154,27 +162,30 @@ class FocusStage:
             self._dev = self._locate(rows)[: self.config.data.dev_windows]
         figures: dict[str, list[float]] = {"bits": [], **{f"kept@{r}": [] for r in DEV_RATIOS}}
         self._find.focus.eval()
+        seams = token_seams(self.model.tokenizer, self.model.base_vocab)
         with self.model.lock:
-            for row, answer in self._dev:
+            for row, places in self._dev:
                 windows = self._windows(row.context)
                 asked = Asked(
                     self._question(row),
                     tuple(ids for _, ids in windows),
-                    tuple(_within(answer, start, len(ids)) for start, ids in windows),
+                    tuple(_within(places, start, len(ids)) for start, ids in windows),
                 )
                 odds = [found.cpu() for found in self._find.odds([asked])[0]]
                 whole = torch.cat(odds).log_softmax(-1)
-                answered = whole[answer.start : answer.end].logsumexp(-1)
-                figures["bits"].append(-float(answered) * BITS)
+                answered = torch.cat([whole[each.start : each.end] for each in places])
+                figures["bits"].append(-float(answered.logsumexp(-1)) * BITS)
+                opens = [seams.opens[torch.tensor(ids)] for _, ids in windows]
                 for ratio in DEV_RATIOS:
-                    emphases = emphasise(odds, max(1, len(whole) // ratio)) or []
+                    n_symbols = max(1, len(whole) // ratio)
+                    emphases = emphasise(odds, n_symbols, opens=opens) or []
                     fine = torch.cat([torch.zeros(0).bool(), *(each.fine for each in emphases)])
-                    kept = bool(fine[answer.start : answer.end].all()) and len(fine) > 0
-                    figures[f"kept@{ratio}"].append(float(kept))
+                    kept = any(bool(fine[each.start : each.end].all()) for each in places)
+                    figures[f"kept@{ratio}"].append(float(kept and len(fine) > 0))
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
 
-def _within(answer: Extent, start: int, n: int) -> Extent:
-    """The part of an answer that stands in a window, from its start."""
-    first, last = max(0, answer.start - start), min(n, answer.end - start)
-    return Extent(first, max(first, last)) if first < n else Extent(0, 0)
+def _within(places: Sequence[Extent], start: int, n: int) -> tuple[Extent, ...]:
+    """The parts of some places that stand in a window, from its start."""
+    cut = ((max(0, each.start - start), min(n, each.end - start)) for each in places)
+    return tuple(Extent(first, end) for first, end in cut if first < end)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,22 @@ class Asked:
     Attributes:
         question: Its tokens.
         windows: Tokens of the windows that it is asked of.
-        answers: Which tokens of each window are the answer; empty where it has none.
+        answers: Where each window says the answer, once or several times; empty where it does not.
     """
 
     question: list[int]
     windows: tuple[list[int], ...]
-    answers: tuple[Extent, ...]
+    answers: tuple[tuple[Extent, ...], ...]
+
+    @property
+    def places(self) -> list[Extent]:
+        """Where the answer stands in all windows, one behind the other."""
+        firsts = accumulate((len(window) for window in self.windows), initial=0)
+        return [
+            Extent(first + each.start, first + each.end)
+            for first, found in zip(firsts, self.answers, strict=False)
+            for each in found
+        ]
 
 
 class Find(nn.Module):
@@ -80,6 +91,10 @@ class Find(nn.Module):
     def forward(self, batch: Sequence[Asked], step: int, generator: torch.Generator) -> StepOutput:
         """Loss of some questions: how unlikely the answers' tokens are among all.
 
+        Half of it asks for any token of an answer, half for all tokens of one alike: what gets
+        symbols must hold the answer whole. Of an answer that the text says several times, the
+        place that is found easiest counts most.
+
         Args:
             batch: The questions.
             step: Not used.
@@ -89,18 +104,22 @@ class Find(nn.Module):
             Loss and figures.
         """
         del step
-        losses, hits = [], []
+        losses, bits, hits = [], [], []
         devices = [self.z.device] if self.z.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # a resumed run drops what it would have
             torch.manual_seed(generator.initial_seed())
             found_odds = self.odds(batch)
         for odds, asked in zip(found_odds, batch, strict=True):
-            right = _marked(asked).to(odds[0].device)
             found = torch.cat(odds).log_softmax(-1)
-            losses.append(-found[right].logsumexp(-1))
-            hits.append(right[found.argmax()].float())
+            spoken = [found[place.start : place.end] for place in asked.places]
+            anywhere = torch.cat(spoken).logsumexp(-1)
+            whole = torch.stack([each.mean() for each in spoken]).logsumexp(-1)
+            losses.append(-(anywhere + whole) / 2)
+            bits.append(-anywhere.detach() * BITS)
+            best = int(found.argmax())
+            hits.append(any(place.start <= best < place.end for place in asked.places))
         loss = torch.stack(losses).mean()
-        figures = {"bits": loss.detach() * BITS, "hits": torch.stack(hits).mean()}
+        figures = {"bits": torch.stack(bits).mean(), "hits": torch.tensor(hits).float().mean()}
         return StepOutput(loss, figures, loss.detach().view(1, 1), None)
 
     def odds(self, batch: Sequence[Asked]) -> list[list[Tensor]]:
@@ -126,13 +145,3 @@ class Find(nn.Module):
             relevance(z, ids.to(z.device), mask.to(z.device), [len(asked) for asked, _ in rows])
         )
         return [[next(found) for _ in asked.windows] for asked in batch]
-
-
-def _marked(asked: Asked) -> Tensor:
-    """Which tokens of all windows are an answer, bool."""
-    marks = []
-    for window, answer in zip(asked.windows, asked.answers, strict=True):
-        mark = torch.zeros(len(window), dtype=torch.bool)
-        mark[answer.start : answer.end] = True
-        marks.append(mark)
-    return torch.cat(marks)

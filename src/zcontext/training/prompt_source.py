@@ -21,7 +21,7 @@ from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.spans import UNKNOWN, ChatMessage
 from zcontext.symbols import Symbols
-from zcontext.tokenization import text_tokenizer
+from zcontext.tokenization import text_tokenizer, token_seams
 from zcontext.training.data import Corpus
 from zcontext.training.questions import Question
 from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
@@ -38,7 +38,7 @@ MOST_FOCUSED = 2
 OVERLOOKED = 0.1
 """Share of the answers that a focused context is not written for."""
 SHORTEST = 16
-"""Tokens of a distractor at least."""
+"""Tokens of a distractor at least, and of what is thought."""
 SHORTEST_PASSAGE, LONGEST_PASSAGE = 24, 96
 """Tokens of a passage of the corpus; what is gone on with may be longer."""
 PLACE = Symbols(((0,),), 2, "0000")
@@ -254,12 +254,28 @@ class PromptSource:
         chunks = self._drawn_chunks(context, rng, to_go_on=to_go_on)
         if task == "look up" and len(context) >= 4 * QUOTED:
             return self._lookup(context, chunks, rng)
+        thought: list[Chunk] = []
         if task == "continue" and rest:
             request, target = CONTINUE, rest
+            if len(rest) >= 2 * SHORTEST and rng.random() < self._settings.thought_share:
+                n_held = int(rng.integers(SHORTEST, len(rest) - SHORTEST + 1))
+                thought, target = self._thought(rest[:n_held], rng), rest[n_held:]
         else:
             task, request, target = "restate", RESTATE, [*context, self._end]
         message = ChatMessage("user", ("Context:\n", *[PLACE] * len(chunks), request))
-        return Prompt(self.lay_out([message], [*chunks, Reply(target)]), task)
+        *asked, reply = self.lay_out([message], [*chunks, Reply(target)])
+        return Prompt((*asked, *thought, reply), task)
+
+    def _thought(self, ids: list[int], rng: np.random.Generator) -> list[Chunk]:
+        """The beginning of a reply as it is held while the rest is thought: block by block."""
+        settings, found = self._settings, []
+        low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
+        ratio = float(np.exp(rng.uniform(low, high)))
+        while ids:
+            n = int(rng.integers(SHORTEST, 3 * SHORTEST))
+            found += self.chunks(ids[:n], ratio, self._codec.depth)
+            ids = ids[n:]
+        return found
 
     def _lookup(
         self, context: list[int], chunks: Sequence[Chunk], rng: np.random.Generator
@@ -311,7 +327,9 @@ class PromptSource:
         if about is None:
             return _emphasised(chunks, emphasise_end(lengths, n_symbols))
         relevance = torch.split(self._relevance(ids, about, rng), lengths)
-        return _emphasised(chunks, emphasise(relevance, n_symbols))
+        seams = token_seams(self._tokenizer, len(self._tokenizer))
+        opens = torch.split(seams.opens[torch.tensor(ids)], lengths)
+        return _emphasised(chunks, emphasise(relevance, n_symbols, opens=opens))
 
     def _relevance(
         self, ids: list[int], answers: Sequence[str], rng: np.random.Generator

@@ -6,8 +6,10 @@ What this module does not know: tokens, symbols, models.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,24 @@ def read_questions(paths: Sequence[str | Path]) -> list[Question]:
                     value=str(path),
                 ) from error
     return rows
+
+
+def find_answer(context: str, answer: str) -> list[tuple[int, int]]:
+    """Where a context says an answer.
+
+    Args:
+        context: The text.
+        answer: Some words of it.
+
+    Returns:
+        Start and end in characters of each place where it stands as whole words; the first place
+        within words if it nowhere does; none for an empty answer, or one that is not there.
+    """
+    if not answer:
+        return []
+    words = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", context)
+    inside = re.finditer(re.escape(answer), context)
+    return [each.span() for each in words] or [each.span() for each in islice(inside, 1)]
 
 
 def _row_questions(row: dict[str, Any]) -> Iterator[Question]:

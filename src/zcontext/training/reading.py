@@ -55,6 +55,8 @@ class ReadConfig:
         continue_share: Share of prompts that go on with the text.
         continue_context: Tokens of a text that is gone on with, at most (never below 96).
         end_share: Share of the texts to go on with that are written with emphasis on their end.
+        thought_share: Share of the texts to go on with whose reply begins as symbols, as when it is
+            thought (`zcontext.thinking`).
         lookup_share: Share of prompts that quote some words of the text and ask what follows them:
             what teaches INFER to find a place in symbols by content.
         focus_share: Share of questions whose passages are written for them, finer where answers
@@ -78,6 +80,7 @@ class ReadConfig:
     continue_share: float = 0.1
     continue_context: int = 96
     end_share: float = 0.0
+    thought_share: float = 0.0
     lookup_share: float = 0.1
     focus_share: float = 0.0
     distil_weight: float = 0.0

@@ -2,7 +2,7 @@
 
     python benchmarks/thinking.py --text dev.jsonl.gz --questions qa.jsonl.gz --out thinking.json
 
-Three tables:
+Four tables:
 
 - `going_on`: bits per token of 64 tokens of a text, given the 256 tokens that the prompt asks to go
   on with and the 128 between them as the beginning of the reply: as text, as symbols behind which
@@ -11,6 +11,8 @@ Three tables:
 - `replies`: replies of up to 128 tokens to the same prompts, sampled: positions, how surprising the
   plain base finds them behind the prompt, and the share of their runs of four tokens that do not
   repeat an earlier one.
+- `summaries`: summaries of up to 64 tokens of a text of 448, greedy: the bits per token of the text
+  that the plain base saves by reading the summary first (as in BLANC, Vasilyev et al. 2020).
 - `answers`: F1 of answers to questions, the passage given as text, where every few tokens of the
   answer become symbols.
 """
@@ -39,7 +41,8 @@ from zcontext.tokenization import decoded, text_tokenizer
 from zcontext.training.data import read_texts
 from zcontext.training.prompt_source import CONTINUE
 
-N_CONTEXT, N_HELD, N_SCORED, N_REPLY = 256, 128, 64, 128
+N_CONTEXT, N_HELD, N_SCORED, N_REPLY, N_SUMMARY = 256, 128, 64, 128, 64
+SUMMARISE = "\n\nSummarise the text in two sentences."
 AS_TEXT = ThinkSettings(block=1_000_000, recent=0)
 """A draft that never becomes symbols before the reply has ended."""
 
@@ -50,9 +53,9 @@ WAYS = (
 )
 
 
-def prompt_of(passage: Passage) -> list[ChatMessage]:
-    """The prompt that asks to go on with a passage."""
-    return [ChatMessage("user", ("Context:\n", passage.context, CONTINUE))]
+def prompt_of(text: str, request: str = CONTINUE) -> list[ChatMessage]:
+    """The prompt that asks to go on with a text, or for something else to be done with it."""
+    return [ChatMessage("user", ("Context:\n", text, request))]
 
 
 def told(values: Sequence[float]) -> dict[str, float]:
@@ -72,7 +75,7 @@ def going_on(compressor: ZCompressor, passages: Sequence[Passage], ratio: float)
         n, bits, positions = N_HELD - recent, [], []
         for passage in passages:
             held, scored = passage.following[:N_HELD], passage.following[N_HELD:]
-            pieces: list[Piece] = encode_messages(model.tokenizer, prompt_of(passage))
+            pieces: list[Piece] = encode_messages(model.tokenizer, prompt_of(passage.context))
             n_prompt = n_positions(pieces)
             if kind == "symbols":
                 text = decoded(model.tokenizer, held[:n])
@@ -98,7 +101,7 @@ def replies(compressor: ZCompressor, passages: Sequence[Passage], ratio: float) 
     drawn = GenerationSettings(max_new_tokens=N_REPLY, temperature=0.8, top_p=0.95)
     for way in (AS_TEXT, *WAYS):
         thinker = Thinker(compressor, settings=way, writing=CompressSettings(ratio=ratio))
-        made = [thinker.think(prompt_of(p), settings=drawn) for p in passages]
+        made = [thinker.think(prompt_of(p.context), settings=drawn) for p in passages]
         pairs = [(p, ids(t.text)) for p, t in zip(passages, made, strict=True)]
         yield {
             **told_of(way, made),
@@ -107,8 +110,26 @@ def replies(compressor: ZCompressor, passages: Sequence[Passage], ratio: float) 
         }
 
 
-def answers(compressor: ZCompressor, rows: Sequence[Any], ratio: float) -> Iterator[Any]:
+def summaries(compressor: ZCompressor, passages: Sequence[Passage], ratio: float) -> Iterator[Any]:
     """Rows of the third table."""
+    tokenizer, judge = compressor.model.tokenizer, PlainForeteller(compressor.model)
+    short = GenerationSettings(max_new_tokens=N_SUMMARY)
+    texts = [p.context + decoded(tokenizer, p.following) for p in passages]
+    wanted = [text_tokenizer(tokenizer).ids(text) for text in texts]
+    unread = [judge.bits([], tokens) for tokens in wanted]
+    for way in (AS_TEXT, *WAYS):
+        thinker = Thinker(compressor, settings=way, writing=CompressSettings(ratio=ratio))
+        made = [thinker.think(prompt_of(text, SUMMARISE), settings=short) for text in texts]
+        read = [
+            judge.bits([f"{thought.text}\n\n"], tokens)
+            for thought, tokens in zip(made, wanted, strict=True)
+        ]
+        saved = [before - after for before, after in zip(unread, read, strict=True)]
+        yield {**told_of(way, made), "saved": told(saved)}
+
+
+def answers(compressor: ZCompressor, rows: Sequence[Any], ratio: float) -> Iterator[Any]:
+    """Rows of the fourth table."""
     short = GenerationSettings(max_new_tokens=32, stop=("\n",))
     for way in (AS_TEXT, ThinkSettings(block=8, recent=0), ThinkSettings(block=4, recent=0)):
         thinker = Thinker(compressor, settings=way, writing=CompressSettings(ratio=ratio))
@@ -165,6 +186,7 @@ def main() -> None:
         for table, rows in (
             ("going_on", going_on(compressor, passages, ratio)),
             ("replies", replies(compressor, passages, ratio)),
+            ("summaries", summaries(compressor, passages, ratio)),
             ("answers", answers(compressor, questions, ratio)),
         ):
             for row in rows:

@@ -215,7 +215,9 @@ def thinking_lines(found: dict[str, Any]) -> list[str]:
         "",
         "Replies whose older part is held as symbols. *Going on*: bits a token of 64 tokens of a "
         "text, 256 of it in the prompt and the 128 between held in the reply. *Replies*: of up to "
-        "128 tokens, sampled. *Answers*: to questions, the passage given as text. "
+        "128 tokens, sampled. *Summaries*: of up to 64 tokens of 448; *saved*: bits a token of the "
+        "text that the plain base saves by reading the summary first. *Answers*: to questions, the "
+        "passage given as text. "
         f"{found.get('note', '')}".rstrip(),
     ]
     tables = {
@@ -223,6 +225,10 @@ def thinking_lines(found: dict[str, Any]) -> list[str]:
         "replies": (
             "replies: held as",
             ["tokens", "symbols", "peak_positions", "bits", "new_runs"],
+        ),
+        "summaries": (
+            "summaries: held as",
+            ["tokens", "symbols", "peak_positions", "saved"],
         ),
         "answers": ("answers: held as", ["tokens", "symbols", "peak_positions", "f1"]),
     }

@@ -10,7 +10,8 @@ The JSON::
     {"schema": 1, "bundle", "codec", "windows", "documents",
      "placement": [{"ratio", "depth", "effective_ratio", "hardest", "even", "difference",
                     "right": {"hardest", "even"}}],          # c of each; below 0: hardest is better
-     "density": [{"ratio", "dense", "plain", "quotient"}],   # symbols a token, by numbers and names
+     "density": [{"ratio", "by_surprisal": {"dense", "plain", "quotient"},
+                  "by_facts": ...}],   # symbols a token; facts are numbers and names
      "memory": [{"ratio", "symbols", "with", "without", "difference"}]}      # c of each
 """
 
@@ -29,6 +30,7 @@ import zcontext.writing
 from zcontext import CompressSettings, ZCompressor, ZDocument
 from zcontext.bundle import load_bundle
 from zcontext.bundles import find_bundle
+from zcontext.evaluation.foretellers import PlainForeteller
 from zcontext.evaluation.metrics import bootstrap
 from zcontext.evaluation.report import write_json
 from zcontext.fidelity import Reading, read_spans
@@ -109,20 +111,29 @@ def placement(
 
 
 def density(compressor: ZCompressor, texts: list[str], *, ratio: float) -> dict[str, Any]:
-    """Symbols a token in the windows richest in numbers and names, and in the poorest third."""
+    """Symbols a token in the densest third of the windows, and in the least dense one.
+
+    Dense is what is hard to guess for the plain base, or what is rich in numbers and names.
+    """
+    judge = PlainForeteller(compressor.model)
     rows = []
     for text in texts:
         document = compressor.compress(text, ratio=ratio)
+        ids = text_tokenizer(compressor.model.tokenizer).ids(text)
         for span in document.spans:
             n = len(span.tokens)
-            facts = len(fragile_places(text[span.chars.start : span.chars.end]))
-            rows.append((facts / n, len(span.symbols) / n))
-    rows.sort()
+            facts = len(fragile_places(text[span.chars.start : span.chars.end])) / n
+            bits = judge.bits([], ids[span.tokens.start : span.tokens.end])
+            rows.append({"surprisal": bits, "facts": facts, "symbols": len(span.symbols) / n})
+    return {"ratio": ratio, **{f"by_{name}": thirds(rows, name) for name in ("surprisal", "facts")}}
+
+
+def thirds(rows: list[dict[str, float]], by: str) -> dict[str, Any]:
+    """Symbols a token in the first and the last third of some windows, ordered by something."""
+    ordered = [row["symbols"] for row in sorted(rows, key=lambda row: row[by])]
     third = len(rows) // 3
-    plain = [symbols for _, symbols in rows[:third]]
-    dense = [symbols for _, symbols in rows[-third:]]
+    plain, dense = ordered[:third], ordered[-third:]
     return {
-        "ratio": ratio,
         "dense": estimate(dense),
         "plain": estimate(plain),
         "quotient": round(sum(dense) / sum(plain), 3),
@@ -185,7 +196,7 @@ def main() -> None:
     depth = compressor.model.config.depth
     runs: list[tuple[str, dict[str, Any]]] = [
         *(("placement", {"ratio": r, "depth": d}) for d in (depth, 1) for r in (4.0, 8.0, 16.0)),
-        *(("density", {"ratio": r}) for r in (8.0, 16.0)),
+        *(("density", {"ratio": r}) for r in (4.0, 8.0, 16.0)),
         ("memory", {"ratio": 16.0}),
     ]
     for name, asked in runs:

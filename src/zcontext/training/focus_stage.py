@@ -100,15 +100,8 @@ class FocusStage:
             if not places:
                 continue
             _, starts = self._read(row.context)
-            found.append(
-                (
-                    row,
-                    [
-                        Extent(bisect_right(starts, a) - 1, bisect_left(starts, b))
-                        for a, b in places
-                    ],
-                )
-            )
+            spoken = [(bisect_right(starts, a) - 1, bisect_left(starts, b)) for a, b in places]
+            found.append((row, [Extent(*place) for place in spoken]))
         return found
 
     def _read(self, context: str) -> tuple[list[int], list[int]]:

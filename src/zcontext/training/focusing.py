@@ -117,9 +117,10 @@ class Find(nn.Module):
             losses.append(-(anywhere + whole) / 2)
             bits.append(-anywhere.detach() * BITS)
             best = int(found.argmax())
-            hits.append(any(place.start <= best < place.end for place in asked.places))
+            is_hit = any(place.start <= best < place.end for place in asked.places)
+            hits.append(bits[-1].new_tensor(is_hit))
         loss = torch.stack(losses).mean()
-        figures = {"bits": torch.stack(bits).mean(), "hits": torch.tensor(hits).float().mean()}
+        figures = {"bits": torch.stack(bits).mean(), "hits": torch.stack(hits).mean()}
         return StepOutput(loss, figures, loss.detach().view(1, 1), None)
 
     def odds(self, batch: Sequence[Asked]) -> list[list[Tensor]]:

@@ -217,8 +217,7 @@ def thinking_lines(found: dict[str, Any]) -> list[str]:
         "text, 256 of it in the prompt and the 128 between held in the reply. *Replies*: of up to "
         "128 tokens, sampled. *Summaries*: of up to 64 tokens of 448; *saved*: bits a token of the "
         "text that the plain base saves by reading the summary first. *Answers*: to questions, the "
-        "passage given as text. "
-        f"{found.get('note', '')}".rstrip(),
+        "passage given as text.",
     ]
     tables = {
         "going_on": ("going on: held as", ["positions", "bits", "over_text"]),

@@ -10,6 +10,7 @@ models, surprisal, tokenizers, phrases.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,10 @@ class Seams:
                 field="closes",
                 value=len(self.closes),
             )
+
+    def openings(self, ids: Sequence[int]) -> Tensor:
+        """Which of some tokens begin something, bool `[n]`."""
+        return self.opens[torch.tensor(ids, dtype=torch.long)]
 
 
 def end_costs(ids: Tensor, seams: Seams) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "losable_places",
     "merged",
     "protected_places",
+    "whole_words",
 ]
 
 Places = list[tuple[int, int]]
@@ -52,6 +53,18 @@ _JSON_TOKEN = re.compile(
     r"[ \t\r\n]*(?:(?P<mark>[{}\[\],:])|(?P<string>\"(?:[^\"\\\x00-\x1f]|\\[^\r\n])*\")"
     r"|(?P<other>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false|null))"
 )
+
+
+def whole_words(words: str) -> re.Pattern[str]:
+    """What finds some words in a text where they are no part of longer ones.
+
+    Args:
+        words: Taken letter by letter.
+
+    Returns:
+        The pattern.
+    """
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)")
 
 
 def fragile_places(text: str) -> Places:

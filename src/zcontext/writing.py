@@ -161,7 +161,7 @@ class WindowWriter:
         Returns:
             bool `[n]`, of the tokens that `free_places` names.
         """
-        found = self._seams.opens[torch.tensor(task.ids[task.start :])]
+        found = self._seams.openings(task.ids[task.start :])
         # What is kept as text parts the words on its sides.
         found[[each.end for each in task.literals if each.end < len(found)]] = True
         return found[free_places(task)]

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zcontext.errors import ConfigError, MissingDependencyError
+from zcontext.fragile import whole_words
 
 N_RESAMPLES: Final = 1000
 LEVEL: Final = 0.95
@@ -212,7 +213,6 @@ def kept_share(text: str, facts: Sequence[str]) -> float | None:
     if not facts:
         return None
     kept = sum(
-        min(count, len(re.findall(rf"(?<!\w){re.escape(fact)}(?!\w)", text)))
-        for fact, count in Counter(facts).items()
+        min(count, len(whole_words(fact).findall(text))) for fact, count in Counter(facts).items()
     )
     return kept / len(facts)

@@ -168,13 +168,14 @@ class FocusStage:
                 whole = torch.cat(odds).log_softmax(-1)
                 answered = torch.cat([whole[each.start : each.end] for each in places])
                 figures["bits"].append(-float(answered.logsumexp(-1)) * BITS)
-                opens = [seams.opens[torch.tensor(ids)] for _, ids in windows]
+                opens = [seams.openings(ids) for _, ids in windows]
                 for ratio in DEV_RATIOS:
                     n_symbols = max(1, len(whole) // ratio)
-                    emphases = emphasise(odds, n_symbols, opens=opens) or []
-                    fine = torch.cat([torch.zeros(0).bool(), *(each.fine for each in emphases)])
+                    fine = torch.zeros(len(whole), dtype=torch.bool)
+                    if (emphases := emphasise(odds, n_symbols, opens=opens)) is not None:
+                        fine = torch.cat([each.fine for each in emphases])
                     kept = any(bool(fine[each.start : each.end].all()) for each in places)
-                    figures[f"kept@{ratio}"].append(float(kept and len(fine) > 0))
+                    figures[f"kept@{ratio}"].append(float(kept))
         return {name: sum(values) / len(values) for name, values in figures.items()}
 
 

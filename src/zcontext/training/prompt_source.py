@@ -268,9 +268,7 @@ class PromptSource:
 
     def _thought(self, ids: list[int], rng: np.random.Generator) -> list[Chunk]:
         """The beginning of a reply as it is held while the rest is thought: block by block."""
-        settings, found = self._settings, []
-        low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
-        ratio = float(np.exp(rng.uniform(low, high)))
+        found, ratio = [], self._ratio(rng)
         while ids:
             n = int(rng.integers(SHORTEST, 3 * SHORTEST))
             found += self.chunks(ids[:n], ratio, self._codec.depth)
@@ -314,11 +312,9 @@ class PromptSource:
         to_go_on: bool = False,
     ) -> list[Chunk]:
         """A passage as text, or at a ratio and a depth, as it is written for some purpose."""
-        settings, full = self._settings, self._codec.depth
-        low, high = np.log(settings.min_ratio), np.log(settings.max_ratio)
-        ratio = float(np.exp(rng.uniform(low, high)))
+        full, ratio = self._codec.depth, self._ratio(rng)
         depth = full if rng.random() < 0.7 else int(rng.integers(1, full + 1))
-        as_text = rng.random() < settings.raw_share
+        as_text = rng.random() < self._settings.raw_share
         if as_text or (about is None and not to_go_on):
             return self.chunks(ids, None if as_text else ratio, depth)
         chunks = self.chunks(ids, ratio, full)
@@ -328,8 +324,13 @@ class PromptSource:
             return _emphasised(chunks, emphasise_end(lengths, n_symbols))
         relevance = torch.split(self._relevance(ids, about, rng), lengths)
         seams = token_seams(self._tokenizer, len(self._tokenizer))
-        opens = torch.split(seams.opens[torch.tensor(ids)], lengths)
+        opens = torch.split(seams.openings(ids), lengths)
         return _emphasised(chunks, emphasise(relevance, n_symbols, opens=opens))
+
+    def _ratio(self, rng: np.random.Generator) -> float:
+        """Tokens per symbol: as often 4 to 8 as 8 to 16."""
+        low, high = np.log(self._settings.min_ratio), np.log(self._settings.max_ratio)
+        return float(np.exp(rng.uniform(low, high)))
 
     def _relevance(
         self, ids: list[int], answers: Sequence[str], rng: np.random.Generator

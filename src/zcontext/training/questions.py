@@ -6,14 +6,13 @@ What this module does not know: tokens, symbols, models.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from zcontext.errors import ConfigError
+from zcontext.fragile import whole_words
 from zcontext.spans import UNKNOWN
 from zcontext.training.data import numbered_lines
 
@@ -83,9 +82,10 @@ def find_answer(context: str, answer: str) -> list[tuple[int, int]]:
     """
     if not answer:
         return []
-    words = re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", context)
-    inside = re.finditer(re.escape(answer), context)
-    return [each.span() for each in words] or [each.span() for each in islice(inside, 1)]
+    if found := [each.span() for each in whole_words(answer).finditer(context)]:
+        return found
+    at = context.find(answer)
+    return [(at, at + len(answer))] if at >= 0 else []
 
 
 def _row_questions(row: dict[str, Any]) -> Iterator[Question]:

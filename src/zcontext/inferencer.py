@@ -1,7 +1,7 @@
 """Inferencer: answers prompts in which symbols stand wherever text could.
 
 Symbols and text take consecutive positions under the INFER adapter. What it does not know: how
-symbols are written, how a prompt is worded (`prompts.py`), how tokens are chosen (`generation.py`).
+symbols are written, how a prompt is worded (`prompts`), how tokens are chosen (`generation`).
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Inferencer:
         settings: GenerationSettings | None = None,
         batch_size: int = 16,
     ) -> list[Answer]:
-        """`ask` for many questions, several in one pass; the prefix cache is not used.
+        """`ask` for many questions, as `chat_many` does it.
 
         Args:
             questions: What is asked.
@@ -202,28 +202,47 @@ class Inferencer:
             batch_size: Questions in one pass.
 
         Returns:
-            One answer per question, in order; `seconds` is a pass's time shared evenly.
+            One answer per question, in order.
 
         Raises:
-            ConfigError: There are not as many contexts as questions, or `batch_size` is below 1.
-            CodecMismatchError: Another codec wrote some of the symbols.
-            UnknownSymbolError: Some symbols are deeper than the codec.
-            SymbolCollisionError: A text spells symbols.
-            VocabularyError: A text holds a lone surrogate.
-            ContextOverflowError: A prompt leaves no position for an answer.
-        """  # noqa: DOC502 - some raised by the steps
-        if len(questions) != len(contexts) or batch_size < 1:
+            ConfigError: There are not as many contexts as questions.
+        """
+        if len(questions) != len(contexts):
             raise ConfigError(
-                f"{len(questions)} questions on {len(contexts)} contexts, {batch_size} in one "
-                "pass: give one context for each question, and a batch_size of 1 or more",
-                field="batch_size" if batch_size < 1 else "contexts",
-                value=batch_size if batch_size < 1 else len(contexts),
+                f"{len(questions)} questions on {len(contexts)} contexts; give one context for "
+                "each question",
+                field="contexts",
+                value=len(contexts),
+            )
+        chats = [question_parts(*asked) for asked in zip(questions, contexts, strict=True)]
+        return self.chat_many(chats, settings=settings, batch_size=batch_size)
+
+    def chat_many(
+        self,
+        chats: Sequence[Sequence[ChatMessage]],
+        *,
+        settings: GenerationSettings | None = None,
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """`chat` for many chats, several in one pass, with its errors; prefixes are not kept.
+
+        Args:
+            chats: The turns so far of each.
+            settings: How to generate; None is greedy.
+            batch_size: Chats in one pass.
+
+        Returns:
+            One answer per chat, in order; `seconds` is a pass's time shared evenly.
+
+        Raises:
+            ConfigError: `batch_size` is below 1.
+        """
+        if batch_size < 1:
+            raise ConfigError(
+                f"batch_size={batch_size}; give 1 or more", field="batch_size", value=batch_size
             )
         chosen = settings or GenerationSettings()
-        prompts = [
-            self._turns(question_parts(question, context))
-            for question, context in zip(questions, contexts, strict=True)
-        ]
+        prompts = [self._turns(messages) for messages in chats]
         # Prompts of like length share a pass, so that little of it is padding.
         order = sorted(range(len(prompts)), key=lambda at: n_positions(prompts[at]))
         answers: dict[int, Answer] = {}
@@ -258,17 +277,11 @@ class Inferencer:
         """Ids for counters: base ids for text, one id beyond them (by its first code) per symbol.
 
         Args:
-            parts: Text and symbols, in order.
+            parts: Text and symbols, in order; refused as by `count`.
 
         Returns:
             One id per position.
-
-        Raises:
-            CodecMismatchError: Another codec wrote the symbols.
-            UnknownSymbolError: The symbols are deeper than the codec.
-            SymbolCollisionError: A text spells symbols.
-            VocabularyError: A text holds a lone surrogate.
-        """  # noqa: DOC502 - raised by the steps
+        """
         ids: list[int] = []
         for piece in self._encoded(parts):
             if isinstance(piece, Symbols):

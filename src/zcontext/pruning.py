@@ -21,7 +21,7 @@ from zcontext.errors import SpanError
 from zcontext.fragile import Ranges, fragile_places, losable_places, merged, protected_places
 from zcontext.windows import Extent
 
-__all__ = ["PrunedText", "prune_text"]
+__all__ = ["PrunedText", "prune_text", "sentence_places"]
 
 _SENTENCE_END = re.compile(
     r"[.!?\u2026][\"'\u2019\u201d)\]]*\s+|[\u3002\uff01\uff1f][\u300d\u300f\u201d]*\s*|\n\s*"
@@ -33,6 +33,8 @@ _LEAST_ROOM: Final = 8
 """Tokens of room that are worth a piece of a sentence."""
 _LEAST_WORDS: Final = 3
 """Words of a piece of a sentence that may stand alone: with fewer it would be a stray one."""
+_LONGEST_WORD: Final = 64
+"""Characters in front of a dot that are looked at: a piece may grow long where no dot ends it."""
 _WHOLE: Final = ("code", "json", "urls")
 
 
@@ -178,6 +180,18 @@ def _joined(places: Sequence[tuple[int, int]], text: str) -> Iterator[tuple[int,
             start = None
 
 
+def sentence_places(text: str) -> list[tuple[int, int]]:
+    """The sentences of a text, by form.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Character ranges that cover it in order, each with the white space behind it.
+    """
+    return list(_pieces(text, 0, len(text), _SENTENCE_END, Ranges(())))
+
+
 def _grown(
     text: str, places: Sequence[tuple[int, int]], atoms: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
@@ -196,7 +210,7 @@ def _pieces(
     for match in pattern.finditer(text, begin, end):
         cut = match.end()
         if at < cut < end and not (atoms.meets(cut - 1, cut) and atoms.meets(cut, cut + 1)):
-            if pattern is _SENTENCE_END and _abbreviates(text[at:cut]):
+            if pattern is _SENTENCE_END and _abbreviates(text, at, match):
                 continue
             yield at, cut
             at = cut
@@ -204,13 +218,17 @@ def _pieces(
         yield at, end
 
 
-def _abbreviates(piece: str) -> bool:
+def _abbreviates(text: str, begin: int, match: re.Match[str]) -> bool:
     """Whether a piece that a dot ends is no sentence by its form: "J. R.", "e.g.", "12.", "Dr."."""
-    words = piece.split()
-    if not words or "\n" in piece or not words[-1].endswith("."):
+    closed = match.group().rstrip()
+    if "\n" in match.group() or not closed.endswith("."):
         return False
+    end = match.start() + len(closed)
+    start = max(begin, end - _LONGEST_WORD)
+    words = text[start:end].split()
     last = words[-1].strip("\"'([")[:-1]
-    return len(last) == 1 or "." in last.rstrip(".") or (len(words) == 1 and len(last) <= 4)
+    alone = len(words) == 1 and start == begin
+    return len(last) == 1 or "." in last.rstrip(".") or (alone and len(last) <= 4)
 
 
 class _Chooser:

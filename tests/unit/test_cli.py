@@ -28,6 +28,7 @@ COMMANDS = [
     ["ask"],
     ["inspect"],
     ["prepare"],
+    ["questions"],
     ["train"],
     ["eval", "reconstruct"],
     ["eval", "qa"],
@@ -543,6 +544,48 @@ def test_prepare_writes_shards(
         n_bytes = len(TEXT.replace("\r\n", "\n").encode()) + len("Another text, with 42 in it.")
         assert corpus.n_tokens == n_bytes
         assert (corpus.surprisal is not None) is whole
+
+
+HARBOUR = (
+    "The harbour of Ljosvik opened on 4 May 1912. Its keeper, Anna Lindqvist, counted 317 ships "
+    "before the end of that summer. In the winter of 1923 a storm sank most of the fishing fleet "
+    "near Grimsey, and the council had the old pier raised by two metres.\n"
+)
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "deep/q.jsonl.gz"])
+def test_questions_are_made_of_a_corpus_and_read_by_the_training(
+    run: Callable[..., Result], tmp_path: Path, name: str
+) -> None:
+    from zcontext.training.questions import read_questions
+
+    (tmp_path / "harbour.txt").write_text(HARBOUR)
+    found = run("questions", "harbour.txt", "--out", name, "--most", "2")
+    assert found.exit_code == 0, found.output
+    assert "2 questions about 1 passages" in found.stderr
+    rows = read_questions([tmp_path / name])
+    assert [row.context for row in rows] == [HARBOUR.strip()] * 2
+    assert all(row.answer in HARBOUR for row in rows)
+    first = (tmp_path / name).read_bytes()
+    run("questions", "harbour.txt", "--out", name, "--most", "2")
+    assert (tmp_path / name).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["b.txt"], "there is nothing to ask: give prose"),
+        (["a.txt", "--teacher", "x"], "judges the questions of a --writer"),
+        (["nowhere.txt"], "nowhere.txt"),
+    ],
+)
+def test_nothing_is_left_where_no_question_can_be_made(
+    run: Callable[..., Result], tmp_path: Path, arguments: list[str], remedy: str
+) -> None:
+    found = run("questions", *arguments, "--out", "q.jsonl")
+    assert found.exit_code == 1
+    assert remedy in " ".join(found.stderr.split())
+    assert not list(tmp_path.glob("*q.jsonl*"))
 
 
 @pytest.mark.parametrize("command", [["prepare", "--out", "shards"], ["eval", "reconstruct"]])

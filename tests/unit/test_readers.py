@@ -405,9 +405,14 @@ def test_threads_get_the_answers_they_would_get_alone(inferencer, document):
     assert [found[at] for at in range(6)] == alone
 
 
-@pytest.mark.parametrize(("n_contexts", "batch_size"), [(1, 2), (2, 0)])
-def test_many_questions_need_as_many_contexts_and_a_batch(inferencer, n_contexts, batch_size):
-    with pytest.raises(ConfigError, match="one context for each question"):
+@pytest.mark.parametrize(
+    ("n_contexts", "batch_size", "remedy"),
+    [(1, 2, "one context for each question"), (2, 0, "batch_size=0; give 1 or more")],
+)
+def test_many_questions_need_as_many_contexts_and_a_batch(
+    inferencer, n_contexts, batch_size, remedy
+):
+    with pytest.raises(ConfigError, match=remedy):
         inferencer.ask_many(["a?", "b?"], [["c"]] * n_contexts, batch_size=batch_size)
 
 

@@ -63,10 +63,12 @@ def source(config: TrainConfig) -> PromptSource:
         end_token=model.end_token,
         codec=CodecConfig(depth=2, size=16),
         settings=config.read,
-        rows=[
-            Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the light?", "Tom"),
-            Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the boat?", "Ann"),
-            Question("Tom keeps the light. Ann keeps the boat.", "Who sleeps?", UNKNOWN),
+        files=[
+            [
+                Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the light?", "Tom"),
+                Question("Tom keeps the light. Ann keeps the boat.", "Who keeps the boat?", "Ann"),
+                Question("Tom keeps the light. Ann keeps the boat.", "Who sleeps?", UNKNOWN),
+            ]
         ],
         corpus=None,
     )
@@ -110,11 +112,41 @@ def test_further_questions_are_answered_by_what_was_left_of_the_context(
         settings=dataclasses.replace(
             config.read, max_context=60, swap_share=0.0, distractor_share=0.0
         ),
-        rows=[Question(text, "Light?", "Tom"), Question(text, "Boat?", "Ann")],
+        files=[[Question(text, "Light?", "Tom"), Question(text, "Boat?", "Ann")]],
         corpus=None,
     )
     rng = np.random.default_rng(0)
     assert {len(source.draw(rng).replies) for _ in range(40)} == {1}
+
+
+def test_files_are_drawn_from_in_the_shares_that_are_asked_for(config: TrainConfig) -> None:
+    model = tiny_z()
+
+    def drawn(*shares: float) -> list[str]:
+        source = PromptSource(
+            model.tokenizer,
+            end_token=model.end_token,
+            codec=CodecConfig(depth=2, size=16),
+            settings=dataclasses.replace(
+                config.read, question_shares=shares, swap_share=0.0, distractor_share=0.0
+            ),
+            files=[
+                [Question("Who?", "Who?", UNKNOWN)],
+                [Question(f"Tom {i}.", "Who?", "Tom") for i in range(9)],
+                [Question("Ann.", "Who?", "Ann")],
+            ],
+            corpus=None,
+        )
+        rng = np.random.default_rng(0)
+        said = (source.draw(rng).replies[0] for _ in range(200))
+        names = [model.tokenizer.decode(reply).removesuffix("<|im_end|>") for reply in said]
+        return [name for name in names if name != UNKNOWN]
+
+    assert set(drawn(1.0, 0.0)) == {"Tom"}
+    assert 0.55 < np.mean([name == "Ann" for name in drawn(0.3, 0.7)]) < 0.85
+    assert 0.02 < np.mean([name == "Ann" for name in drawn()]) < 0.2, "every question alike"
+    with pytest.raises(TrainingError, match="has 3 values for 2 files"):
+        drawn(0.2, 0.3, 0.5)
 
 
 def test_passages_are_cut_as_the_compressor_cuts_them_and_fill_the_room(
@@ -133,7 +165,7 @@ def test_passages_are_cut_as_the_compressor_cuts_them_and_fill_the_room(
         end_token=model.end_token,
         codec=CodecConfig(depth=2, size=16, window=64),
         settings=settings,
-        rows=rows,
+        files=[rows],
         corpus=None,
     )
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ on standard output a line is written whole even if Ctrl-C comes while it is.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -137,7 +138,7 @@ class Sink:
         stream: Opened for bytes.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO | gzip.GzipFile) -> None:
         self._stream = stream
 
     def write(self, text: str) -> None:
@@ -165,7 +166,7 @@ def open_sink(path: Path | None) -> Iterator[Sink]:
     """A place for results: standard output, or a file that appears once it is complete.
 
     Args:
-        path: The file; None means standard output.
+        path: The file, compressed if its name ends in .gz; None means standard output.
 
     Yields:
         The sink.
@@ -187,7 +188,11 @@ def open_sink(path: Path | None) -> Iterator[Sink]:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as stream:
-            yield Sink(stream)
+            if path.suffix == ".gz":  # the same bytes for the same text: no name, no time
+                with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
+                    yield Sink(packed)
+            else:
+                yield Sink(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(scratch, path)

@@ -1,7 +1,8 @@
-"""`prepare` and `train`: a corpus into shards, shards into a bundle."""
+"""`prepare`, `questions` and `train`: a corpus into shards and questions, these into a bundle."""
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ import typer
 
 from zcontext.cli import engines
 from zcontext.cli.console import Debug, errors, progress_bar, say, show_logs
+from zcontext.cli.files import open_sink
 from zcontext.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from zcontext.training.questions import Question
 
 
 def prepare(
@@ -76,6 +80,89 @@ def prepare(
             seed=seed,
         )
     say(f"{n_tokens:,} tokens of {read:,} texts written to {out}")
+
+
+def questions(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Text, JSON lines (also .gz) or parquet files, folders of them, or hf:NAME.",
+            metavar="SOURCE...",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="JSON lines; compressed if the name ends in .gz.")
+    ],
+    most: Annotated[int, typer.Option(min=1, help="Questions about one passage at most.")] = 3,
+    writer: Annotated[
+        str | None,
+        typer.Option(
+            help="Bundle whose INFER words the questions, trained with [read] ask_share; those "
+            "that the teacher answers right are kept. Without it they are clauses with a gap.",
+            metavar="BUNDLE",
+        ),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Bundle whose INFER answers, if not the writer.", metavar="BUNDLE"),
+    ] = None,
+    field: Annotated[str, typer.Option(help="Text field of rows.")] = "text",
+    seed: Annotated[int, typer.Option(help="Of the places that are asked for.")] = 0,
+    base: engines.Base = None,
+    quantization: engines.Quantization = "nf4-dequantised",
+    dtype: engines.Dtype = "auto",
+    device: engines.Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Make questions of a corpus: numbers, names and dates that a passage says once are asked for.
+
+    Example:
+      zcontext questions wiki.jsonl.gz --out data/cloze.jsonl.gz
+      zcontext questions wiki.jsonl.gz --writer runs/writer/bundle --out data/asked.jsonl.gz
+    """  # noqa: DOC101, DOC103 - the options tell
+    import numpy as np
+
+    from zcontext.training.cloze import cloze_questions
+
+    if teacher is not None and writer is None:
+        raise ConfigError(
+            "--teacher judges the questions of a --writer; give one", field="teacher", value=teacher
+        )
+    texts = corpus_texts(sources, field=field)
+    rows = cloze_questions(texts, np.random.default_rng(seed), most=most)
+    if writer is not None:
+        asking = engines.open_engines(writer, base, quantization, dtype, device)
+        if teacher is None:
+            rows = _rewritten(rows, asking, asking)
+        else:
+            judging = engines.open_engines(teacher, base, quantization, dtype, device)
+            rows = _rewritten(rows, asking, judging)
+    n_questions, contexts = 0, set[str]()
+    with progress_bar("asking") as report, open_sink(out) as sink:
+        for row in rows:
+            line = {"context": row.context, "question": row.question, "answers": [row.answer]}
+            sink.line(json.dumps(line, ensure_ascii=False))
+            n_questions += 1
+            contexts.add(row.context)
+            report(f"asking: {n_questions:,} questions", 0, 0)
+        if not n_questions:
+            raise ConfigError(
+                "there is nothing to ask: give prose with numbers, names or dates, in passages of "
+                "200 characters or more, and a writer, if any, that has learned to ask",
+                field="sources",
+                value=sources,
+            )
+    say(f"{n_questions:,} questions about {len(contexts):,} passages written to {out}")
+
+
+def _rewritten(
+    rows: Iterator[Question], writer: engines.Engines, teacher: engines.Engines
+) -> Iterator[Question]:
+    from zcontext.inferencer import Inferencer
+    from zcontext.training.question_writing import QuestionWriter
+
+    asking, judging = (Inferencer(each.model, prefix_cache_bytes=0) for each in (writer, teacher))
+    return QuestionWriter(asking, judging).rewrite(rows)
 
 
 def train(

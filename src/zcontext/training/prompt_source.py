@@ -23,6 +23,7 @@ from zcontext.spans import UNKNOWN, ChatMessage
 from zcontext.symbols import Symbols
 from zcontext.tokenization import text_tokenizer, token_seams
 from zcontext.training.data import Corpus
+from zcontext.training.question_writing import writing_parts
 from zcontext.training.questions import Question
 from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
 from zcontext.windows import WindowPlan
@@ -53,7 +54,7 @@ class PromptSource:
         end_token: What ends a reply.
         codec: Its depth and the window that it writes at a time.
         settings: Settings of the stage.
-        rows: Questions.
+        files: Questions of each file.
         corpus: Where passages come from; None leaves questions alone.
 
     Raises:
@@ -67,18 +68,28 @@ class PromptSource:
         end_token: int,
         codec: CodecConfig,
         settings: ReadConfig,
-        rows: Sequence[Question],
+        files: Sequence[Sequence[Question]],
         corpus: Corpus | None,
     ) -> None:
         self._tokenizer, self._end, self._codec = tokenizer, end_token, codec
         self._settings, self._corpus = settings, corpus
-        self._answerable = [row for row in rows if row.answer != UNKNOWN]
-        self._unanswerable = [row for row in rows if row.answer == UNKNOWN]
+        self._answerable = [
+            found for rows in files if (found := [row for row in rows if row.answer != UNKNOWN])
+        ]
+        self._unanswerable = [row for rows in files for row in rows if row.answer == UNKNOWN]
         if not self._answerable:
             raise TrainingError("the question files hold no answerable question")
+        shares = settings.question_shares or [len(rows) for rows in self._answerable]
+        if len(shares) != len(self._answerable):
+            raise TrainingError(
+                f"question_shares has {len(shares)} values for {len(self._answerable)} files that "
+                "hold answerable questions; give one for each"
+            )
+        self._shares = np.cumsum(shares) / np.sum(shares)
         self._about: dict[str, list[Question]] = defaultdict(list)
-        for row in rows:
-            self._about[row.context].append(row)
+        for rows in files:
+            for row in rows:
+                self._about[row.context].append(row)
         self._contexts = list(self._about)
         self._ids: dict[str, list[int]] = {}
 
@@ -96,6 +107,8 @@ class PromptSource:
         if self._corpus is not None and at < shares[-1]:
             kinds = ("restate", "continue", "look up")
             return self._corpus_prompt(kinds[int(np.searchsorted(shares, at, "right"))], rng)
+        if settings.ask_share and rng.random() < settings.ask_share:
+            return self._writing_prompt(rng)
         return self._question_prompt(rng)
 
     def question(self, row: Question, context: Sequence[Chunk]) -> Prompt:
@@ -174,9 +187,17 @@ class PromptSource:
 
     # -- questions --------------------------------------------------------------------------------
 
+    def _writing_prompt(self, rng: np.random.Generator) -> Prompt:
+        """An answer that a question is to be written for."""
+        row = self._answerable_row(rng)
+        chunks = self._drawn_chunks(self.context_ids(row, rng), rng)
+        messages = writing_parts(row.answer, [PLACE] * len(chunks))
+        reply = self._reply(row.question)
+        return Prompt(self.lay_out(messages, [*chunks, reply]), "write a question")
+
     def _question_prompt(self, rng: np.random.Generator) -> Prompt:
         settings = self._settings
-        row = self._row(self._answerable, rng)
+        row = self._answerable_row(rng)
         if self._unanswerable and rng.random() < settings.unanswerable_share:
             row = self._row(self._unanswerable, rng)
         context = self.context_ids(row, rng)
@@ -227,6 +248,10 @@ class PromptSource:
             ):
                 found.append(other)
         return found
+
+    def _answerable_row(self, rng: np.random.Generator) -> Question:
+        file = int(np.searchsorted(self._shares, rng.random(), "right"))
+        return self._row(self._answerable[file], rng)
 
     def _row(self, rows: Sequence[Question], rng: np.random.Generator) -> Question:
         return rows[int(rng.integers(len(rows)))]

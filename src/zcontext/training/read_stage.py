@@ -53,7 +53,7 @@ class ReadStage:
             end_token=model.end_token,
             codec=model.config,
             settings=config.read,
-            rows=read_questions(config.read.questions),
+            files=[read_questions([file]) for file in config.read.questions],
             corpus=Corpus.load(config.data.shards) if config.data.shards else None,
         )
         dev = read_questions([config.data.dev]) if config.data.dev else []

@@ -40,6 +40,8 @@ class ReadConfig:
 
     Attributes:
         questions: Question files, see `questions.read_questions`.
+        question_shares: Share of the questions that comes from each file; empty draws every
+            question of all files alike.
         batch_rows: Prompts per micro-batch.
         max_turns: Questions about one context at most: as many turns of a chat, so that symbols
             are written and read once for all of them.
@@ -59,6 +61,8 @@ class ReadConfig:
             thought (`zcontext.thinking`).
         lookup_share: Share of prompts that quote some words of the text and ask what follows them:
             what teaches INFER to find a place in symbols by content.
+        ask_share: Share of the other prompts that ask for a question to an answer, as
+            `zcontext.training.question_writing` does.
         focus_share: Share of questions whose passages are written for them, finer where answers
             stand (and in other places, as a writer that does not know the answer would).
         distil_weight: Weight of the divergence from the plain base reading the raw text.
@@ -66,6 +70,7 @@ class ReadConfig:
     """
 
     questions: tuple[str, ...] = ()
+    question_shares: tuple[float, ...] = ()
     batch_rows: int = 8
     max_turns: int = 4
     min_ratio: float = 2.0
@@ -82,6 +87,7 @@ class ReadConfig:
     end_share: float = 0.0
     thought_share: float = 0.0
     lookup_share: float = 0.1
+    ask_share: float = 0.0
     focus_share: float = 0.0
     distil_weight: float = 0.0
     start_from_decompress: bool = True

@@ -202,18 +202,15 @@ class Inferencer:
             batch_size: Questions in one pass.
 
         Returns:
-            One answer per question, in order.
+            One answer each.
 
         Raises:
             ConfigError: There are not as many contexts as questions.
         """
         if len(questions) != len(contexts):
-            raise ConfigError(
-                f"{len(questions)} questions on {len(contexts)} contexts; give one context for "
-                "each question",
-                field="contexts",
-                value=len(contexts),
-            )
+            told = f"{len(questions)} questions on {len(contexts)} contexts"
+            told += "; give one context for each question"
+            raise ConfigError(told, field="contexts", value=len(contexts))
         chats = [question_parts(*asked) for asked in zip(questions, contexts, strict=True)]
         return self.chat_many(chats, settings=settings, batch_size=batch_size)
 

@@ -137,6 +137,14 @@ def questions(
         else:
             judging = engines.open_engines(teacher, base, quantization, dtype, device)
             rows = _rewritten(rows, asking, judging)
+    n_questions, n_passages = _write_questions(rows, out, sources)
+    say(f"{n_questions:,} questions about {n_passages:,} passages written to {out}")
+
+
+def _write_questions(
+    rows: Iterator[Question], out: Path, sources: Sequence[str]
+) -> tuple[int, int]:
+    """Write rows as JSON lines; how many, and about how many passages."""
     n_questions, contexts = 0, set[str]()
     with progress_bar("asking") as report, open_sink(out) as sink:
         for row in rows:
@@ -152,7 +160,7 @@ def questions(
                 field="sources",
                 value=sources,
             )
-    say(f"{n_questions:,} questions about {len(contexts):,} passages written to {out}")
+    return n_questions, len(contexts)
 
 
 def _rewritten(

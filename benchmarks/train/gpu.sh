@@ -2,7 +2,7 @@
 # Trains the shipped bundle on one GPU, stage after stage. Run it again to go on: every stage resumes
 # from its last checkpoint, and stops by itself after the minutes its file allows.
 #
-#   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise and shard
+#   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise, shard, ask
 #   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
 #   bash benchmarks/train/gpu.sh channel                          # minutes
 #   bash benchmarks/train/gpu.sh focus                            # minutes
@@ -25,6 +25,7 @@ prepare)
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz --out runs/wikipedia --no-surprisal
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz "$DATA"/corpus/books.jsonl.gz \
         --out runs/shards --no-surprisal
+    zcontext questions "$DATA"/corpus/wikipedia-passages.jsonl.gz --out runs/cloze.jsonl.gz
     ;;
 autoencode | read)
     zcontext train "benchmarks/train/gpu-$1.toml"

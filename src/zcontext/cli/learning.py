@@ -20,15 +20,18 @@ if TYPE_CHECKING:
 
     from zcontext.training.questions import Question
 
+Corpus = Annotated[
+    list[str],
+    typer.Argument(
+        help="Text, JSON lines (also .gz) or parquet files, folders of them, or hf:NAME.",
+        metavar="SOURCE...",
+    ),
+]
+Field = Annotated[str, typer.Option(help="Text field of rows.")]
+
 
 def prepare(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            help="Text, JSON lines (also .gz) or parquet files, folders of them, or hf:NAME.",
-            metavar="SOURCE...",
-        ),
-    ],
+    sources: Corpus,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the shards.")],
     surprisal: Annotated[
         bool,
@@ -38,7 +41,7 @@ def prepare(
             "every run.",
         ),
     ] = True,
-    field: Annotated[str, typer.Option(help="Text field of rows.")] = "text",
+    field: Field = "text",
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 0,
     base: engines.Base = None,
     quantization: engines.Quantization = "nf4-dequantised",
@@ -83,13 +86,7 @@ def prepare(
 
 
 def questions(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            help="Text, JSON lines (also .gz) or parquet files, folders of them, or hf:NAME.",
-            metavar="SOURCE...",
-        ),
-    ],
+    sources: Corpus,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="JSON lines; compressed if the name ends in .gz.")
     ],
@@ -106,7 +103,7 @@ def questions(
         str | None,
         typer.Option(help="Bundle whose INFER answers, if not the writer.", metavar="BUNDLE"),
     ] = None,
-    field: Annotated[str, typer.Option(help="Text field of rows.")] = "text",
+    field: Field = "text",
     seed: Annotated[int, typer.Option(help="Of the places that are asked for.")] = 0,
     base: engines.Base = None,
     quantization: engines.Quantization = "nf4-dequantised",

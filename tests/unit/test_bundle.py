@@ -266,8 +266,10 @@ def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_pat
             parameter.add_(1.0)
     save_bundle(model, tmp_path / "other")
     before = {part: (tmp_path / "one" / f"{part}.safetensors").read_bytes() for part in PARTS}
-    folders = [str(tmp_path / name) for name in ("one", "one", "other")]
-    script.main([*folders, "--enough", "7"])
+    paths = [str(tmp_path / name) for name in ("one", "one", "other/infer.safetensors")]
+    with pytest.raises(SystemExit, match="3 weights for 2 adapters"):
+        script.main([*paths, "--weights", "1", "2", "3"])
+    script.main([*paths, "--weights", "1", "3", "--enough", "7"])
     for part in PARTS:
         now = (tmp_path / "one" / f"{part}.safetensors").read_bytes()
         assert (now == before[part]) == (part != "infer")
@@ -281,8 +283,8 @@ def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_pat
         strict=True,
     )
     for mean, other in pairs:
-        torch.testing.assert_close(mean, other - 0.5, atol=2e-3, rtol=0)
+        torch.testing.assert_close(mean, other - 0.25, atol=2e-3, rtol=0)
     manifest = read_manifest(tmp_path / "one")
-    assert manifest["training"] == {"read": {"steps": 3, "mean_of": 2}}
+    assert manifest["training"] == {"read": {"steps": 3, "mean_of": [1.0, 3.0]}}
     assert (tmp_path / "one" / "README.md").read_text() == "# A card"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "other"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ from zcontext.training.cloze import (
 
 PASSAGE = (
     "The harbour of Ljosvik opened on 4 May 1912 after six years of work. Its first keeper, "
-    "Anna Lindqvist, counted 317 ships before the end of that summer. In the winter of 1923 a "
+    "Anna Lindqvist, counted 317 ships before the end of that summer.\nIn the winter of 1923 a "
     "storm sank 12% of the fishing fleet near Grimsey. The council's engineer Mr. Falk had the "
     "pier then raised by two metres. Lindqvist left in 1930 for a post at Aalborg Harbour Office."
 )
@@ -64,6 +66,7 @@ def test_a_question_asks_as_its_answer_wants_to_be_asked() -> None:
     assert any("how many ships" in q for q in asked["317"])
     assert any(q.startswith("Where ") for q in asked["Grimsey"])
     assert any("____" in q for q in asked["1923"])
+    assert not any(q.endswith('."') for found in asked.values() for q in found)
     assert all(q[0].isupper() and q[-1] in '?"' for found in asked.values() for q in found)
 
 
@@ -85,6 +88,14 @@ def test_a_long_text_is_cut_behind_sentences() -> None:
     assert " ".join(found) == text
     assert all(passage.endswith("Falk.") for passage in found)
     assert all(len(passage) <= LONGEST_PASSAGE for passage in found)
+
+
+def test_wrapped_lines_are_one_sentence_and_a_list_stays_a_list() -> None:
+    wrapped = "\n".join(textwrap.wrap(PASSAGE, 70))
+    assert passages(wrapped) == [PASSAGE.replace("\n", " ")]
+    long = "a line that is long enough to have been wrapped by an editor " * 3
+    listed = f"Title\n{long.strip()}\n- Anna\n- Tom\n\n{long.strip()}"
+    assert passages(listed) == [listed]
 
 
 @pytest.mark.parametrize("text", ["", "Short.", "\n\n", "no names in it " * 40, "A" * 5000])

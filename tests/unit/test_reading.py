@@ -145,8 +145,9 @@ def test_files_are_drawn_from_in_the_shares_that_are_asked_for(config: TrainConf
     assert set(drawn(1.0, 0.0)) == {"Tom"}
     assert 0.55 < np.mean([name == "Ann" for name in drawn(0.3, 0.7)]) < 0.85
     assert 0.02 < np.mean([name == "Ann" for name in drawn()]) < 0.2, "every question alike"
-    with pytest.raises(TrainingError, match="has 3 values for 2 files"):
-        drawn(0.2, 0.3, 0.5)
+    for wrong in ((0.2, 0.3, 0.5), (-0.1, 1.1), (0.0, 0.0)):
+        with pytest.raises(TrainingError, match="for 2 files that hold answerable questions"):
+            drawn(*wrong)
 
 
 def test_passages_are_cut_as_the_compressor_cuts_them_and_fill_the_room(

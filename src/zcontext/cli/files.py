@@ -136,10 +136,11 @@ class Sink:
 
     Args:
         stream: Opened for bytes.
+        at_once: Somebody may be reading: nothing is held back.
     """
 
-    def __init__(self, stream: BinaryIO | gzip.GzipFile) -> None:
-        self._stream = stream
+    def __init__(self, stream: BinaryIO | gzip.GzipFile, *, at_once: bool = True) -> None:
+        self._stream, self._at_once = stream, at_once
 
     def write(self, text: str) -> None:
         """Write a text as it is.
@@ -150,7 +151,8 @@ class Sink:
         data = text.encode("utf-8")
         with _uninterrupted():
             self._stream.write(data)
-            self._stream.flush()
+            if self._at_once:
+                self._stream.flush()
 
     def line(self, text: str) -> None:
         """Write a line, or none of it.
@@ -190,9 +192,9 @@ def open_sink(path: Path | None) -> Iterator[Sink]:
         with scratch.open("wb") as stream:
             if path.suffix == ".gz":  # the same bytes for the same text: no name, no time
                 with gzip.GzipFile(filename="", mode="wb", fileobj=stream, mtime=0) as packed:
-                    yield Sink(packed)
+                    yield Sink(packed, at_once=False)
             else:
-                yield Sink(stream)
+                yield Sink(stream, at_once=False)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(scratch, path)

@@ -128,12 +128,10 @@ def questions(
     texts = corpus_texts(sources, field=field)
     rows = cloze_questions(texts, np.random.default_rng(seed), most=most)
     if writer is not None:
-        asking = engines.open_engines(writer, base, quantization, dtype, device)
-        if teacher is None:
-            rows = _rewritten(rows, asking, asking)
-        else:
+        asking = judging = engines.open_engines(writer, base, quantization, dtype, device)
+        if teacher is not None:
             judging = engines.open_engines(teacher, base, quantization, dtype, device)
-            rows = _rewritten(rows, asking, judging)
+        rows = _rewritten(rows, asking, judging)
     n_questions, n_passages = _write_questions(rows, out, sources)
     say(f"{n_questions:,} questions about {n_passages:,} passages written to {out}")
 

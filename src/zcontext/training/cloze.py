@@ -26,6 +26,8 @@ FEWEST_WORDS, MOST_WORDS = 5, 18
 LEFT_OUT: Final = 0.1
 """Share of a clause's words that a question leaves out, so that it does not quote its passage."""
 
+_WRAPPED = re.compile(r"(?<=[^\n]{50})\n(?=[^\s|*#>+-])")
+"""A line's end within a paragraph: behind a long line, in front of no list, table or heading."""
 _WORD = re.compile(r"\S+")
 _YEAR = re.compile(r"(?:1[0-9]|20)\d\d\Z")
 _MONTH: Final = (
@@ -38,7 +40,7 @@ _INITIAL = re.compile(r"[A-Z]\.?\Z")
 _OWNED: Final = ("'s", "\u2019s")
 _IN_PLACE = re.compile(r"\b(?:in|at|near|from|to)\s+\Z")
 _AROUND_WORDS: Final = ',;:()"\u201c\u201d\u2013-'
-_BEHIND_CLAUSE: Final = " .!?;:\"'\u201d)"
+_BEHIND_CLAUSE: Final = " \n.!?;:\"'\u201d)"
 
 
 def cloze_questions(
@@ -66,8 +68,10 @@ def passages(text: str) -> list[str]:
         text: Any text.
 
     Returns:
-        The passages, without those that are too short to ask about.
+        The passages, without those that are too short to ask about; lines that were wrapped are
+        joined.
     """
+    text = _WRAPPED.sub(" ", text)
     found, start = [], 0
     for begin, end in sentence_places(text):
         if len(text[start:end].rstrip()) > LONGEST_PASSAGE and begin > start:

@@ -80,10 +80,10 @@ class PromptSource:
         if not self._answerable:
             raise TrainingError("the question files hold no answerable question")
         shares = settings.question_shares or [len(rows) for rows in self._answerable]
-        if len(shares) != len(self._answerable):
+        if len(shares) != len(self._answerable) or min(shares) < 0 or not sum(shares):
             raise TrainingError(
-                f"question_shares has {len(shares)} values for {len(self._answerable)} files that "
-                "hold answerable questions; give one for each"
+                f"question_shares is {list(shares)} for {len(self._answerable)} files that hold "
+                "answerable questions; give one for each, none below 0 and not all 0"
             )
         self._shares = np.cumsum(shares) / np.sum(shares)
         self._about: dict[str, list[Question]] = defaultdict(list)

@@ -6,8 +6,9 @@ whoever flips it must hold the model's lock; `ZLanguageModel.using` does.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ with without_kernel_advice():  # peft imports bitsandbytes, which has something 
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
+_LAYER = re.compile(r"\.(\d+)\.")
 WRITERS: tuple[Role, ...] = ("compress", "compose", "focus")
 """Roles that run the first layers only."""
 
@@ -66,6 +68,19 @@ def linear_names(layer: nn.Module) -> list[str]:
             if isinstance(module, (nn.Linear, Conv1D))
         }
     )
+
+
+def adapter_depth(names: Iterable[str]) -> int:
+    """How many decoder layers an adapter is for, by the names of its tensors.
+
+    Args:
+        names: Names of tensors, other parts' among them.
+
+    Returns:
+        One more than the last layer that a name tells; 0 where none does.
+    """
+    found = (_LAYER.search(name) for name in names if ".lora_" in name)
+    return max((int(each[1]) + 1 for each in found if each), default=0)
 
 
 @contextmanager
@@ -121,19 +136,20 @@ class RoleAdapters:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
 
-    def add(self, role: Role, *, seed: int = 0) -> None:
-        """Inject one more adapter, which changes nothing before it is filled or trained.
+    def add(self, role: Role, *, depth: int = 0, seed: int = 0) -> None:
+        """Inject one more adapter, or deepen it; what is new changes nothing before it is trained.
 
         Args:
             role: A role that is not among `ROLES`.
+            depth: First layers that it is for, where that is more than a writer's.
             seed: Of its random half.
         """
         learning = {n for n, p in self._model.named_parameters() if p.requires_grad}
-        self._inject((role,), seed=seed)
+        self._inject((role,), depth=depth, seed=seed)
         for name, parameter in self._model.named_parameters():
             parameter.requires_grad_(name in learning)
 
-    def _inject(self, roles: tuple[Role, ...], *, seed: int) -> None:
+    def _inject(self, roles: tuple[Role, ...], *, depth: int = 0, seed: int) -> None:
         model, config = self._model, self._config
         core: Any = model.base_model
         n_layers = len(decoder_layers(core)[1])
@@ -142,12 +158,17 @@ class RoleAdapters:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             torch.manual_seed(seed)
             for role in roles:
-                depth = config.writer_layers if role in WRITERS else 0
+                first, last = self.depth(role), config.writer_layers if role in WRITERS else 0
+                last = min(max(last, depth), n_layers) if last > 0 else n_layers
+                if first >= last:
+                    continue
                 lora = LoraConfig(
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,
                     target_modules=self._targets,
-                    layers_to_transform=list(range(depth)) if 0 < depth < n_layers else None,
+                    layers_to_transform=list(range(first, last))
+                    if first or last < n_layers
+                    else None,
                     task_type="CAUSAL_LM",
                 )
                 inject_adapter_in_model(lora, model, adapter_name=role)
@@ -157,6 +178,17 @@ class RoleAdapters:
                 parameter.data = parameter.data.float()
         model.train(model.training)  # the layers just injected take the base's mode
         self.activate(self._role)
+
+    def depth(self, role: Role) -> int:
+        """How many of the first layers an adapter is for.
+
+        Args:
+            role: The role; 0 where it has no adapter.
+
+        Returns:
+            The number of layers.
+        """
+        return adapter_depth(self.named_parameters(role))
 
     @property
     def role(self) -> Role | None:

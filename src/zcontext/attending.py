@@ -1,4 +1,4 @@
-"""Where texts answer the questions in front of them: one pass of the writer's layers under FOCUS.
+"""Where texts answer the questions in front of them: one pass of the first layers under FOCUS.
 
 What this module does not know: windows, budgets, what becomes of it.
 """
@@ -35,7 +35,7 @@ def relevance(
         raise ModelError("this codec has no part 'focus'; load a bundle that has it")
     tokens = model.embed_tokens(ids)
     positions = torch.arange(ids.shape[1], device=model.device).expand(len(ids), -1)
-    layers = model.config.writer_layers
+    layers = model.adapters.depth("focus")
     hidden = model.run(tokens, positions=positions, mask=mask, n_layers=layers).hidden
     words = tokens.float() - model.codebook.mean_embedding
     lengths = mask.sum(-1).tolist()

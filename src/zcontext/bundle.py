@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from zcontext.adapters import adapter_depth
 from zcontext.config import ROLES, CodecConfig, from_table
 from zcontext.errors import BundleError, ConfigError, UnsupportedBaseError
 from zcontext.loading import load_base
@@ -330,7 +331,8 @@ def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:
             elif part == "channel":
                 model.add_channel().load_state_dict({n: t.float() for n, t in state.items()})
             elif part == "focus":
-                load_writer("focus", model.add_focus(), model.adapters, state)
+                focus = model.add_focus(layers=adapter_depth(state))
+                load_writer("focus", focus, model.adapters, state)
             else:
                 model.adapters.load(part, state)  # type: ignore[arg-type]
         except (RuntimeError, UnsupportedBaseError) as error:

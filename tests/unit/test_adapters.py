@@ -167,6 +167,30 @@ def test_the_writers_adapter_stands_only_on_the_layers_it_runs():
     assert len(model.adapters.state("infer")) == 2 * len(model.adapters.state("compress"))
 
 
+def test_a_role_of_its_own_can_read_deeper_than_the_writer_and_deeper_again():
+    model = tiny_z()
+    adapters = model.adapters
+    assert adapters.depth("focus") == 0
+    assert adapters.depth("compress") == 2
+    assert adapters.depth("infer") == 4
+    adapters.add("focus")
+    adapters.load("focus", adapters.state("compress"))
+    with torch.no_grad():
+        for parameter in adapters.named_parameters("focus").values():
+            parameter.add_(0.3)
+    begun = adapters.state("focus")
+    states = []
+    for depth, found in ((0, 2), (3, 3), (2, 3), (99, 4)):
+        adapters.add("focus", depth=depth)
+        assert adapters.depth("focus") == found
+        deeper = adapters.state("focus")
+        assert all(torch.equal(tensor, deeper[name]) for name, tensor in begun.items())
+        assert not any(t.any() for n, t in deeper.items() if n not in begun and "lora_B" in n)
+        with model.using("focus"), torch.no_grad():
+            states.append(model.base.model(IDS).logits)
+    assert all(torch.equal(states[0], each) for each in states), "what is new changes nothing"
+
+
 def test_the_first_layers_alone_run_and_all_come_back_even_after_an_error():
     model = tiny_z()
     core = model.base.model.base_model

@@ -255,8 +255,8 @@ def test_a_bundle_is_found_by_folder_by_name_and_by_environment(saved, tmp_path,
 
 def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(zcontext.bundle, "load_base", lambda *a, **k: tiny_base())
-    path = Path(__file__).parents[2] / "scripts" / "average_infer.py"
-    spec = importlib.util.spec_from_file_location("average_infer", path)
+    path = Path(__file__).parents[2] / "scripts" / "average_part.py"
+    spec = importlib.util.spec_from_file_location("average_part", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     model = tiny_focused()
@@ -267,7 +267,7 @@ def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_pat
     save_bundle(model, tmp_path / "other")
     before = {part: (tmp_path / "one" / f"{part}.safetensors").read_bytes() for part in PARTS}
     paths = [str(tmp_path / name) for name in ("one", "one", "other/infer.safetensors")]
-    with pytest.raises(SystemExit, match="3 weights for 2 adapters"):
+    with pytest.raises(SystemExit, match="3 weights for 2 of a part"):
         script.main([*paths, "--weights", "1", "2", "3"])
     script.main([*paths, "--weights", "1", "3", "--enough", "7"])
     for part in PARTS:
@@ -286,5 +286,29 @@ def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_pat
         torch.testing.assert_close(mean, other - 0.25, atol=2e-3, rtol=0)
     manifest = read_manifest(tmp_path / "one")
     assert manifest["training"] == {"read": {"steps": 3, "mean_of": [1.0, 3.0]}}
+    told = {"stage": "focus", "steps": 5}
+    with torch.no_grad():
+        model.focus.out.bias.add_(2.0)
+    save_bundle(model, tmp_path / "other", training=told)
+    script.main(
+        [str(tmp_path / "one"), str(tmp_path / "one"), str(tmp_path / "other"), "--part", "focus"]
+    )
+    again = load_bundle(tmp_path / "one")
+    torch.testing.assert_close(again.focus.out.bias, model.focus.out.bias - 1.0, atol=2e-3, rtol=0)
+    assert int(again.focus.enough) == 4, "the mean of 7 and of none"
+    manifest = read_manifest(tmp_path / "one")
+    assert manifest["training"]["focus"] == {**told, "mean_of": [1.0, 1.0]}
+    model.add_focus(layers=3)
+    save_bundle(model, tmp_path / "other")
+    with pytest.raises(SystemExit, match="not of one shape"):
+        script.main(
+            [
+                str(tmp_path / "one"),
+                str(tmp_path / "one"),
+                str(tmp_path / "other"),
+                "--part",
+                "focus",
+            ]
+        )
     assert (tmp_path / "one" / "README.md").read_text() == "# A card"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "other"]

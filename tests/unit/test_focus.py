@@ -202,14 +202,18 @@ def test_a_store_tells_documents_of_another_focus_apart() -> None:
     assert len(store) == 3
 
 
-def test_a_bundle_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layers", [0, 3, 4])
+def test_a_bundle_keeps_it(layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zcontext.bundle.load_base", lambda *_, **__: tiny_base())
     model = tiny_focused()
+    model.add_focus(layers=layers)
+    model.seal()
     save_bundle(model, tmp_path / "bundle")
     again = load_bundle(tmp_path / "bundle")
     assert again.focus is not None
     assert model.focus is not None
     assert again.focus.digest == model.focus.digest
+    assert again.adapters.depth("focus") == max(2, layers)
     documents = [
         ZCompressor(m).compress(TEXT, settings=SMALL, question=ASKED) for m in (model, again)
     ]

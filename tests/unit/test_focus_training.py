@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,49 @@ def test_only_the_focus_learns(shards: Path, questions: Path, tmp_path: Path) ->
     assert not all(torch.equal(t, learned[n]) for n, t in started.items())
 
 
-def test_resumed_equals_uninterrupted(shards: Path, questions: Path, tmp_path: Path) -> None:
-    whole = run(configuration(shards, questions, tmp_path / "whole"))
-    run(configuration(shards, questions, tmp_path / "parted"), stop_after=2)
-    parted = run(configuration(shards, questions, tmp_path / "parted"))
+@pytest.mark.parametrize("layers", [0, 3])
+def test_resumed_equals_uninterrupted(
+    layers: int, shards: Path, questions: Path, tmp_path: Path
+) -> None:
+    def configured(out: str) -> TrainConfig:
+        config = configuration(shards, questions, tmp_path / out)
+        return dataclasses.replace(config, focus=dataclasses.replace(config.focus, layers=layers))
+
+    whole = run(configured("whole"))
+    run(configured("parted"), stop_after=2)
+    parted = run(configured("parted"))
+    assert whole.adapters.depth("focus") == max(2, layers)
     other = parted.adapters.state("focus")
     for name, tensor in whole.adapters.state("focus").items():
         torch.testing.assert_close(tensor, other[name], msg=name)
+
+
+def test_files_are_drawn_from_in_the_shares_that_are_asked_for(
+    shards: Path, questions: Path, tmp_path: Path
+) -> None:
+    config = configuration(shards, questions, tmp_path / "out")
+    (tmp_path / "other.jsonl").write_text(
+        '{"context": "Tom left.", "question": "Who left?", "answers": ["Tom"]}\n'
+    )
+    (tmp_path / "none.jsonl").write_text(
+        '{"context": "Rain.", "question": "Who left?", "answers": ["Tom"]}\n'
+    )
+    files = [str(tmp_path / name) for name in ("none.jsonl", "other.jsonl", "questions.jsonl")]
+
+    def drawn(*shares: float) -> float:
+        focus = dataclasses.replace(
+            config.focus, questions=tuple(files), question_shares=shares, other_share=0.0
+        )
+        stage = FocusStage(tiny_z(), dataclasses.replace(config, focus=focus))
+        asked = [each for index in range(30) for each in stage.batch(index)]
+        left = [decoded(tiny_z().tokenizer, each.question) == "Who left?\n\n" for each in asked]
+        return sum(left) / len(left)
+
+    assert 0.55 < drawn(0.7, 0.3) < 0.85
+    assert drawn(0.0, 1.0) == 0
+    assert 0.05 < drawn() < 0.3, "every question alike"
+    with pytest.raises(TrainingError, match="for 2 files"):
+        drawn(0.5, 0.3, 0.2)
 
 
 def test_questions_are_asked_of_the_windows_that_answer_them(
@@ -115,7 +152,7 @@ def test_questions_are_asked_of_the_windows_that_answer_them(
 
 
 def test_what_makes_no_sense_is_refused(shards: Path, questions: Path, tmp_path: Path) -> None:
-    wrong: list[dict[str, Any]] = [{"batch_questions": 0}, {"other_share": 2.0}]
+    wrong: list[dict[str, Any]] = [{"batch_questions": 0}, {"other_share": 2.0}, {"layers": -1}]
     for settings in wrong:
         with pytest.raises(ConfigError):
             FocusConfig(**settings)

@@ -21,7 +21,7 @@ from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
 from zcontext.training.focusing import Asked, Find
 from zcontext.training.objective import BITS
-from zcontext.training.questions import Question, find_answer, read_questions
+from zcontext.training.questions import Question, drawn_from, find_answer, read_questions
 from zcontext.training.stages import CENTRE_TOKENS
 from zcontext.windows import Extent, WindowPlan
 
@@ -46,17 +46,20 @@ class FocusStage:
         if not config.focus.questions or not config.data.shards:
             raise TrainingError("the focus stage needs [focus] questions and [data] shards")
         self.model, self.config = model, config
-        self._find = Find(model)
+        self._find = Find(model, layers=config.focus.layers)
         model.codebook.requires_grad_(False)
         self._find.focus.requires_grad_(True)
         self._find.focus.enough.fill_(config.focus.enough)
         self.module: nn.Module = self._find
         self._tokens = text_tokenizer(model.tokenizer)
-        self._located = self._locate(read_questions(config.focus.questions))
+        self._contexts: dict[str, tuple[list[int], list[int]]] = {}
+        self._files = [self._locate(read_questions([path])) for path in config.focus.questions]
+        self._located = [each for file in self._files for each in file]
         if not self._located:
             raise TrainingError("no question's answer stands in its context")
+        n_rows = [len(file) for file in self._files]
+        self._shares = drawn_from(n_rows, config.focus.question_shares)
         self._dev: list[tuple[Question, list[Extent]]] | None = None
-        self._contexts: dict[str, tuple[list[int], list[int]]] = {}
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The FOCUS adapter and the head."""
@@ -88,12 +91,14 @@ class FocusStage:
     def batch(self, index: int) -> list[Asked]:
         """The questions of an index."""
         rng = np.random.default_rng([self.config.run.seed, index])
-        picked = rng.integers(len(self._located), size=self.config.focus.batch_questions)
-        return [self._asked(*self._located[int(at)], rng) for at in picked]
+        files = np.searchsorted(
+            self._shares, rng.random(self.config.focus.batch_questions), "right"
+        )
+        picked = [self._files[file][int(rng.integers(len(self._files[file])))] for file in files]
+        return [self._asked(row, places, rng) for row, places in picked]
 
     def _locate(self, rows: Sequence[Question]) -> list[tuple[Question, list[Extent]]]:
         """Questions whose answers stand in their contexts, and at which tokens, every time."""
-        self._contexts = {}
         found = []
         for row in rows:
             places = [] if row.answer == UNKNOWN else find_answer(row.context, row.answer)

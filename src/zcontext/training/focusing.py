@@ -26,6 +26,10 @@ class FocusConfig:
     Attributes:
         questions: Question files, see `questions.read_questions`; those without an answer in the
             text are left out.
+        question_shares: Share of the questions that comes from each file that has answers; empty
+            draws every question alike.
+        layers: First layers of the base that the question and the text are read with; 0 for the
+            writer's, or for what the bundle that is gone on from has.
         batch_questions: Questions per micro-batch.
         max_windows: Windows of one context that a question is asked of; the one with the answer
             and those next to it.
@@ -38,6 +42,8 @@ class FocusConfig:
     """  # noqa: DOC502 - raised by the check
 
     questions: tuple[str, ...] = ()
+    question_shares: tuple[float, ...] = ()
+    layers: int = 0
     batch_questions: int = 16
     max_windows: int = 3
     other_share: float = 0.4
@@ -46,6 +52,7 @@ class FocusConfig:
     def __post_init__(self) -> None:
         for name in ("batch_questions", "max_windows"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
+        check(self, "layers", self.layers >= 0, "0 or more")
         check(self, "other_share", 0 <= self.other_share <= 1, "a share in 0 to 1")
         check(self, "enough", 0 <= self.enough <= 1024, "0 for no limit, to 1,024 symbols")
 
@@ -80,13 +87,14 @@ class Find(nn.Module):
 
     Args:
         model: The model; its part "focus" learns.
+        layers: First layers that it reads with, see `FocusConfig`.
     """
 
-    def __init__(self, model: ZLanguageModel) -> None:
+    def __init__(self, model: ZLanguageModel, *, layers: int = 0) -> None:
         super().__init__()
         self.z = model
         self.base = model.base.model
-        self.focus = model.add_focus()
+        self.focus = model.add_focus(layers=layers)
 
     def forward(self, batch: Sequence[Asked], step: int, generator: torch.Generator) -> StepOutput:
         """Loss of some questions: how unlikely the answers' tokens are among all.

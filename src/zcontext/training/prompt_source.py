@@ -24,7 +24,7 @@ from zcontext.symbols import Symbols
 from zcontext.tokenization import text_tokenizer, token_seams
 from zcontext.training.data import Corpus
 from zcontext.training.question_writing import writing_parts
-from zcontext.training.questions import Question
+from zcontext.training.questions import Question, drawn_from
 from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
 from zcontext.windows import WindowPlan
 
@@ -79,13 +79,8 @@ class PromptSource:
         self._unanswerable = [row for rows in files for row in rows if row.answer == UNKNOWN]
         if not self._answerable:
             raise TrainingError("the question files hold no answerable question")
-        shares = settings.question_shares or [len(rows) for rows in self._answerable]
-        if len(shares) != len(self._answerable) or min(shares) < 0 or not sum(shares):
-            raise TrainingError(
-                f"question_shares is {list(shares)} for {len(self._answerable)} files that hold "
-                "answerable questions; give one for each, none below 0 and not all 0"
-            )
-        self._shares = np.cumsum(shares) / np.sum(shares)
+        n_rows = [len(rows) for rows in self._answerable]
+        self._shares = drawn_from(n_rows, settings.question_shares)
         self._about: dict[str, list[Question]] = defaultdict(list)
         for rows in files:
             for row in rows:

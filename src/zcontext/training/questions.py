@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcontext.errors import ConfigError
+import numpy as np
+
+from zcontext.errors import ConfigError, TrainingError
 from zcontext.fragile import whole_words
 from zcontext.spans import UNKNOWN
 from zcontext.training.data import numbered_lines
@@ -67,6 +69,33 @@ def read_questions(paths: Sequence[str | Path]) -> list[Question]:
                     value=str(path),
                 ) from error
     return rows
+
+
+def drawn_from(n_rows: Sequence[int], shares: Sequence[float]) -> np.ndarray:
+    """How likely each file is to be drawn from.
+
+    Args:
+        n_rows: Questions of each file that can be drawn.
+        shares: Share of the questions that comes from each file; empty draws every question alike.
+
+    Returns:
+        Cumulated odds, float64 `[len(n_rows)]`, the last 1; a file without questions gets none.
+
+    Raises:
+        TrainingError: There is not one share for each file with questions, or one is below 0, or
+            all are 0.
+    """
+    held = np.array([n > 0 for n in n_rows])
+    given = list(shares or [n for n in n_rows if n])
+    if len(given) != held.sum() or min(given) < 0 or not sum(given):
+        raise TrainingError(
+            f"question_shares is {given} for {held.sum()} files that hold answerable questions; "
+            "give one for each, none below 0 and not all 0"
+        )
+    odds = np.zeros(len(n_rows))
+    odds[held] = given
+    cumulated: np.ndarray = np.cumsum(odds) / odds.sum()
+    return cumulated
 
 
 def find_answer(context: str, answer: str) -> list[tuple[int, int]]:

@@ -113,7 +113,7 @@ class CompressSettings:
         ratio: Source tokens per symbol, 1 to 64. Used when no other budget is given.
         max_symbols: Hard cap on the symbols of one document.
         bits_per_symbol: Surprisal, in bits, that one symbol stands for, a token counting for 3.5 at
-            most; what `stream` uses.
+            most, and for 4 more where `facts` says so; what `stream` uses.
         depth: Codes per symbol; None means the codec's own depth.
         window: Largest number of source tokens written by one forward pass; None means the
             window the codec was trained on.
@@ -147,6 +147,9 @@ class CompressSettings:
             so that each symbol has as much to say. "anchored" has the tokens around a place decide,
             so that windows that overlap agree and an edit changes the symbols near it only.
 
+        facts: Whether numbers, names and addresses are said before what is as hard to guess, and
+            draw more of the budget: a reader who guesses them gets them wrong.
+
     Raises:
         ConfigError: A value is out of its range, two budgets are given, "finer" is to keep to
             `max_symbols`, or a writer that places symbols itself is told how.
@@ -169,6 +172,7 @@ class CompressSettings:
     emphasis: EmphasisName | None = None
     writer: WriterName = "one-pass"
     placement: PlacementName = "surprisal"
+    facts: bool = True
 
     def __post_init__(self) -> None:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -223,7 +227,8 @@ class CompressSettings:
         check(self, "emphasis", self.emphasis is None or alone, room)
 
     def _check_fidelity(self) -> None:
-        check(self, "exact", isinstance(self.exact, bool), "True or False")
+        for name in ("exact", "facts"):
+            check(self, name, isinstance(getattr(self, name), bool), "True or False")
         if self.min_fidelity is not None:
             fits = 0 <= self.min_fidelity <= 1
             check(self, "min_fidelity", fits, "a share of tokens in 0 to 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -17,10 +18,10 @@ from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
 from zcontext.emphasis import Emphasis, emphasise, emphasise_end
-from zcontext.fragile import protected_places
+from zcontext.fragile import fragile_places, protected_places
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
 from zcontext.pointing import Allowance, Request
-from zcontext.segmentation import DocumentBudget, usual_weight
+from zcontext.segmentation import DocumentBudget
 from zcontext.spans import LiteralText, ZDocument, ZSpan
 from zcontext.tokenization import TextTokenizer, TokenizedText
 from zcontext.vocabulary import Symbols, ZVocabulary, utf8_bytes
@@ -46,6 +47,8 @@ class Draft:
         spans: Written so far.
         emphases: How the budget of each window is spent, for the question or on the end; None
             leaves it to the surprisal.
+        facts: Which tokens belong to numbers, names and addresses, bool `[n]`; None where they
+            are treated like others.
         earlier: Codes of symbols that stood before the newest span when it was written.
         allowance: What is asked of a writer that decides itself; None where the budget does.
     """
@@ -59,6 +62,7 @@ class Draft:
     question: tuple[int, ...] = ()
     spans: list[ZSpan] = field(default_factory=list)
     emphases: list[Emphasis | None] | None = None
+    facts: Tensor | None = None
     earlier: Codes = ()
     _memory: Codes = ()
     allowance: Allowance | None = None
@@ -123,6 +127,9 @@ class Draft:
         price = None if total is not None else settings.bits_per_symbol
         budget = DocumentBudget(n - n_literal, total, price, mean_surprisal)
         draft = cls(text, tokens, settings, vocabulary, windows, budget, tuple(question))
+        if settings.facts:
+            draft.facts = fact_tokens(text, tokens.starts)
+            budget.n_facts = _free(draft.facts, [each for each, _ in literals])
         if settings.writer == "autoregressive":
             capped = settings.max_symbols is not None
             total = total or 1  # a price is given where it is None
@@ -149,16 +156,19 @@ class Draft:
         again = self._again
         allowance = self.allowance
 
+        laid_out = self._laid_out(at)
+        facts = None if laid_out.facts is None else laid_out.facts[free_places(laid_out)]
+
         def take(surprisal: Tensor) -> int:
             if again is not None:  # its share of the budget was taken the first time
                 return again
             if emphasis is not None:
                 return emphasis.n_slots
-            return self.budget.take(surprisal, windows_left=left)
+            return self.budget.take(surprisal, windows_left=left, facts=facts)
 
         n_free = self.windows[at].n_free
         return dataclasses.replace(
-            self._laid_out(at),
+            laid_out,
             memory=self._memory,
             take=take,
             fine=None if emphasis is None else self._fine(at, emphasis),
@@ -167,7 +177,8 @@ class Draft:
 
     def _laid_out(self, at: int) -> WindowTask:
         """A window as it is read, whatever stood before it."""
-        laid = self.windows[at]
+        laid, facts = self.windows[at], self.facts
+        target = laid.window.target
         ids: Sequence[int] = self.tokens.ids[laid.window.context.start : laid.window.target.end]
         return WindowTask(
             ids=[*self.question, *ids] if self.question else ids,
@@ -175,6 +186,7 @@ class Draft:
             memory=(),
             depth=self.settings.depth or self.vocabulary.depth,
             take=len,
+            facts=None if facts is None else facts[target.start : target.end],
             literals=laid.literals,
             n_question=len(self.question),
             anchored=self.settings.placement == "anchored",
@@ -190,8 +202,7 @@ class Draft:
         budget = self.budget
         if budget.n_symbols is not None:
             return budget.n_symbols
-        usual = budget.n_tokens * usual_weight(budget.mean_surprisal)
-        return math.ceil(usual / (budget.bits_per_symbol or math.inf))
+        return math.ceil(budget.usual_weight / (budget.bits_per_symbol or math.inf))
 
     def take_emphases(self, emphases: Iterator[Emphasis]) -> None:
         """Take how the budget of each window of `readings` is spent."""
@@ -276,6 +287,30 @@ class Draft:
             size=self.vocabulary.size,
             memory=self.settings.memory,
         )
+
+
+def _free(facts: Tensor, literals: Sequence[Extent]) -> int:
+    """How many tokens of facts are not kept as text."""
+    kept = sum(int(facts[each.start : each.end].sum()) for each in literals)
+    return int(facts.sum()) - kept
+
+
+def fact_tokens(text: str, starts: Sequence[int]) -> Tensor:
+    """Which tokens belong to a number, a name or an address.
+
+    Args:
+        text: Any text.
+        starts: Character at which each of its tokens starts, never falling.
+
+    Returns:
+        bool `[len(starts)]`.
+    """
+    facts = torch.zeros(len(starts), dtype=torch.bool)
+    for begin, end in fragile_places(text):
+        # The token that a fact begins in may begin before it, several in one character.
+        opened = starts[max(0, bisect_right(starts, begin) - 1)] if starts else 0
+        facts[bisect_left(starts, opened) : bisect_left(starts, end)] = True
+    return facts
 
 
 def draft_of(

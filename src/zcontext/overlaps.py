@@ -15,9 +15,11 @@ from itertools import pairwise
 from typing import Any, Final
 
 from zcontext.config import DEFAULT_RATIO, CompressSettings, PlacementName
+from zcontext.drafts import fact_tokens
 from zcontext.errors import ConfigError
 from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
+from zcontext.tokenization import spelled
 from zcontext.windows import Extent, WindowPlan
 from zcontext.writing import WindowTask, WindowWriter, Written
 
@@ -112,6 +114,7 @@ def measure_overlaps(
     _check(len(ids), model, plan)
     windows = plan.overlapping(len(ids))
     writer = WindowWriter(model)
+    facts = fact_tokens(*spelled(model.tokenizer, ids)) if asked.facts else None
     written = []
     for at, window in enumerate(windows):
         task = WindowTask(
@@ -120,6 +123,7 @@ def measure_overlaps(
             memory=(),
             depth=depth or model.config.depth,
             take=lambda surprisal: max(1, int(len(surprisal) / ratio)),
+            facts=None if facts is None else facts[window.start : window.end],
             anchored=asked.placement == "anchored",
         )
         written += writer.write([task])

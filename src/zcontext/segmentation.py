@@ -26,16 +26,24 @@ MOST_BITS = 3.0
 for every token."""
 
 
-def weigh(surprisal: Tensor) -> Tensor:
+FACT_BITS = 4.0
+"""Bits that a number, a name or an address is taken to be harder to guess than a model says: a
+reader who guesses it gets it wrong."""
+
+
+def weigh(surprisal: Tensor, facts: Tensor | None = None) -> Tensor:
     """The budget each token draws: its surprisal up to `MOST_BITS`, plus a small floor.
 
     Args:
         surprisal: Bits per token, `[n]`.
+        facts: Which tokens belong to a number, a name or an address, bool `[n]`; these draw
+            `FACT_BITS` more.
 
     Returns:
         float64 weights, `[n]`, all positive.
     """
-    return surprisal.to(torch.float64).clamp(0.0, MOST_BITS) + FLOOR_BITS
+    weights = surprisal.to(torch.float64).clamp(0.0, MOST_BITS) + FLOOR_BITS
+    return weights if facts is None else weights + FACT_BITS * facts
 
 
 def usual_weight(mean_surprisal: float) -> float:
@@ -47,17 +55,18 @@ def usual_weight(mean_surprisal: float) -> float:
         mean_surprisal: Bits per token, before anything is cut off.
 
     Returns:
-        The mean of `weigh`.
+        The mean of `weigh`, without facts.
     """
     return mean_surprisal * -math.expm1(-MOST_BITS / mean_surprisal) + FLOOR_BITS
 
 
-def count_slots(surprisal: Tensor, *, bits_per_symbol: float) -> int:
+def count_slots(surprisal: Tensor, *, bits_per_symbol: float, facts: Tensor | None = None) -> int:
     """How many symbols a run of tokens earns at a given price.
 
     Args:
         surprisal: Bits per token, `[n]`.
         bits_per_symbol: Weight that one symbol stands for.
+        facts: As in `weigh`.
 
     Returns:
         A count from 1 to n; 0 for no tokens.
@@ -74,7 +83,8 @@ def count_slots(surprisal: Tensor, *, bits_per_symbol: float) -> int:
     n = surprisal.shape[0]
     if n == 0:
         return 0
-    return max(1, min(n, math.ceil(float(weigh(surprisal).sum()) / bits_per_symbol - 1e-9)))
+    weight = float(weigh(surprisal, facts).sum())
+    return max(1, min(n, math.ceil(weight / bits_per_symbol - 1e-9)))
 
 
 def place_slots(surprisal: Tensor, n_slots: int, *, n_names: int | None = None) -> Tensor:
@@ -171,35 +181,48 @@ class DocumentBudget:
         n_symbols: Symbols to hand out in all; None when only a price was given.
         bits_per_symbol: The fixed price; None when a total was given.
         mean_surprisal: Calibrated bits per token, before anything has been read.
+        n_facts: Tokens that belong to numbers, names and addresses, where these draw more.
     """
 
     n_tokens: int
     n_symbols: int | None
     bits_per_symbol: float | None
     mean_surprisal: float
+    n_facts: int = 0
     _seen_tokens: int = field(default=0, init=False)
+    _seen_facts: int = field(default=0, init=False)
     _seen_weight: float = field(default=0.0, init=False)
     _given: int = field(default=0, init=False)
 
     PRIOR_TOKENS = 256
     """How many tokens of reading the calibrated mean is worth."""
 
-    def take(self, surprisal: Tensor, *, windows_left: int) -> int:
+    @property
+    def usual_weight(self) -> float:
+        """What the document draws, as far as is known before it is read."""
+        guessed = usual_weight(self.mean_surprisal)
+        return self.n_tokens * guessed + FACT_BITS * self.n_facts
+
+    def take(self, surprisal: Tensor, *, windows_left: int, facts: Tensor | None = None) -> int:
         """Symbols for the next window.
 
         Args:
             surprisal: Bits per token of the window's target, `[n]`.
             windows_left: Windows that follow this one; each gets a symbol where the total allows.
+            facts: As in `weigh`.
 
         Returns:
             How many symbols to write, 1 to n (0 when the total is spent).
         """
         n = surprisal.shape[0]
-        weight = float(weigh(surprisal).sum())
+        guessed, n_facts = float(weigh(surprisal).sum()), 0 if facts is None else int(facts.sum())
+        weight = guessed + FACT_BITS * n_facts
         self._seen_tokens += n
-        self._seen_weight += weight
+        self._seen_facts += n_facts
+        self._seen_weight += guessed
         if self.bits_per_symbol is not None or self.n_symbols is None:
-            count = count_slots(surprisal, bits_per_symbol=self.bits_per_symbol or math.inf)
+            price = self.bits_per_symbol or math.inf
+            count = count_slots(surprisal, bits_per_symbol=price, facts=facts)
             self._given += count
             return count
         left = self.n_symbols - self._given
@@ -215,6 +238,7 @@ class DocumentBudget:
             prior = self.PRIOR_TOKENS * usual_weight(self.mean_surprisal)
             mean = (prior + self._seen_weight) / (self.PRIOR_TOKENS + self._seen_tokens)
             coming = mean * (self.n_tokens - self._seen_tokens)
+            coming += FACT_BITS * (self.n_facts - self._seen_facts)
             count = round(left * weight / (weight + coming))
             count = max(count, 1)
         tokens_after = self.n_tokens - self._seen_tokens

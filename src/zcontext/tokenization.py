@@ -13,7 +13,7 @@ import weakref
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from threading import Lock
 from typing import Any
 
@@ -295,6 +295,27 @@ def decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     """
     text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
     return text
+
+
+def spelled(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[int]]:
+    """What some tokens spell, each by itself.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+        ids: Any tokens; pieces of characters spell U+FFFD.
+
+    Returns:
+        The text, and the character at which each token starts.
+    """
+    core = tokenizer.backend_tokenizer
+    pieces = core.decode_batch([[token] for token in ids], skip_special_tokens=False)
+    # A decoder may leave out the space that opens a text: its mark is in the name.
+    marked = [(core.id_to_token(token) or "").startswith("\u2581") for token in ids]
+    texts = [
+        f" {piece}" if has_space and not piece.startswith(" ") else piece
+        for piece, has_space in zip(pieces, marked, strict=True)
+    ]
+    return "".join(texts), [*accumulate(map(len, texts), initial=0)][:-1]
 
 
 _made: weakref.WeakKeyDictionary[Any, TextTokenizer] = weakref.WeakKeyDictionary()

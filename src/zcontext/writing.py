@@ -11,6 +11,7 @@ What it does not know: documents, text, where a budget comes from.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.passes import ReadState
 from zcontext.pointing import Request
+from zcontext.segmentation import FACT_BITS
 from zcontext.tokenization import token_seams
 from zcontext.windows import Extent
 
@@ -61,6 +63,8 @@ class WindowTask:
         depth: Codes per symbol.
         take: From the target's surprisal (bits, `[n]`) to the number of symbols to write; tokens
             of literals are left out.
+        facts: Which tokens of the target belong to a number, a name or an address and are said
+            before others, bool `[n]`; None has all of them follow the surprisal.
         literals: Tokens of the target that are kept as text, from its start, in order.
         fine: Per token of the target whether it gets a symbol of its own, bool `[n]`; None has
             all of them follow the surprisal.
@@ -76,6 +80,7 @@ class WindowTask:
     memory: Codes
     depth: int
     take: Callable[[Tensor], int]
+    facts: Tensor | None = None
     literals: tuple[Extent, ...] = ()
     fine: Tensor | None = None
     request: Request | None = None
@@ -140,6 +145,8 @@ class WindowWriter:
                 )
             if tasks[0].request is not None:
                 return self._compose(state, tasks)
+            state = dataclasses.replace(state, surprisal=_with_facts(state.surprisal, tasks))
+            bits = state.surprisal.detach().cpu()
             placed = [
                 self._place(bits[row, start : len(task.ids)], task)
                 for row, task in enumerate(tasks)
@@ -338,6 +345,15 @@ def free_places(task: WindowTask) -> list[int]:
     """
     kept = {k for each in task.literals for k in range(each.start, each.end)}
     return [k for k in range(len(task.ids) - task.start) if k not in kept]
+
+
+def _with_facts(surprisal: Tensor, tasks: Sequence[WindowTask]) -> Tensor:
+    """Surprisal of windows `[batch, n]`, higher where their targets say facts."""
+    raised = surprisal.clone()
+    for row, task in enumerate(tasks):
+        if task.facts is not None:
+            raised[row, task.start : len(task.ids)] += FACT_BITS * task.facts.to(raised.device)
+    return raised
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from zcontext.errors import ConfigError
 from zcontext.literals import symbols_beside
 from zcontext.segmentation import (
+    FACT_BITS,
     FLOOR_BITS,
     MOST_BITS,
     DocumentBudget,
@@ -106,6 +107,31 @@ def test_a_token_that_must_be_named_costs_the_same_however_hard_it_is_to_guess()
     hard, harder = torch.full((50,), 9.0), torch.full((50,), 19.0)
     assert torch.equal(weigh(hard), weigh(harder))
     assert bool((weigh(torch.arange(0.0, 20.0, 0.1)).diff() >= 0).all())
+
+
+@given(bits, st.data())
+def test_a_fact_draws_more_however_easy_it_is_to_guess(surprisal, data):
+    facts = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(surprisal), max_size=len(surprisal)))
+    )
+    extra = weigh(surprisal, facts) - weigh(surprisal)
+    assert torch.equal(extra, FACT_BITS * facts.double())
+    price = 5.0
+    assert count_slots(surprisal, bits_per_symbol=price, facts=facts) >= count_slots(
+        surprisal, bits_per_symbol=price
+    )
+
+
+def test_a_window_of_facts_gets_more_than_another_and_the_total_is_kept():
+    facts = torch.cat([torch.ones(40), torch.zeros(120)]).bool()
+    budget = DocumentBudget(160, 40, None, 4.0, n_facts=40)
+    taken = [
+        budget.take(torch.full((40,), 2.0), windows_left=left, facts=some)
+        for some, left in zip(facts.split(40), (3, 2, 1, 0), strict=True)
+    ]
+    assert sum(taken) == 40
+    assert taken[0] > 1.5 * taken[1]
+    assert max(taken[1:]) - min(taken[1:]) <= 2
 
 
 @given(st.floats(0.01, 64))

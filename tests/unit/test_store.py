@@ -81,6 +81,7 @@ OTHER_VALUES: dict[str, Any] = {
     "emphasis": "end",
     "writer": "autoregressive",
     "placement": "anchored",
+    "facts": False,
 }
 
 

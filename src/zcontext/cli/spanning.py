@@ -93,6 +93,13 @@ Placement = Annotated[
         "agree and edits stay local."
     ),
 ]
+Facts = Annotated[
+    bool | None,
+    typer.Option(
+        "--facts/--no-facts",
+        help="Say numbers, names and addresses first (default), or what is hardest to guess.",
+    ),
+]
 ProfileName = Annotated[
     str,
     typer.Option(
@@ -138,6 +145,7 @@ def compress(
     emphasis: Emphasis = None,
     writer: Writer = None,
     placement: Placement = None,
+    facts: Facts = None,
     profile_: ProfileName = "default",
     protect: Protect = None,
     output: OutputKind = "symbols",

@@ -94,6 +94,7 @@ class QuestionTask:
             to_json(self.panel.generation),
             row.pieces,
             row.question,
+            *condition.terms,
         ]
         if condition.kind == "shuffled":
             facts.append(self._other(item).pieces)

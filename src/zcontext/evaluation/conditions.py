@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from zcontext.config import CompressSettings, to_json
 
 Written = Literal["symbols", "refocused", "asked", "recent", "shuffled"]
 Kind = Written | Literal["raw", "none", "truncated", "peer", "evictor"]
@@ -61,6 +63,11 @@ class Condition:
     def is_ours(self) -> bool:
         """Whether it is what this project makes of the context."""
         return self.kind in OURS
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """What shapes its symbols and is not in its name: how text is compressed by default."""
+        return (to_json(CompressSettings()),) if self.kind in get_args(Written) else ()
 
     @property
     def is_rival(self) -> bool:

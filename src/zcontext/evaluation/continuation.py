@@ -158,6 +158,7 @@ class ContinuationTask:
             condition.name,
             passage.context,
             passage.following,
+            *condition.terms,
         ]
         if condition.kind == "shuffled":
             facts.append(self._other(item).context)

@@ -50,7 +50,9 @@ class ReconstructTask:
         windows, codec = self.restorer.windows, self.restorer.compressor.codec
         # The wrong symbols are those of a neighbour, so the windows around count too.
         around = [windows[(item + step) % len(windows)].text for step in range(2)]
-        return digest_of("reconstruct", codec, condition.name, around, len(windows))
+        return digest_of(
+            "reconstruct", codec, condition.name, around, len(windows), *condition.terms
+        )
 
     def detail(self, item: int) -> dict[str, Any]:
         """How the window begins."""

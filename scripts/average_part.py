@@ -68,16 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{len(weights)} weights for {len(options.of)} of a part; give one for each"
         )
+    enough = None if model.focus is None else int(model.focus.enough)
     if options.of:
         name, stage = f"{options.part}.safetensors", STAGES[options.part]
         files = [path / name if path.is_dir() else path for path in options.of]
         fill(model, {options.part: mean_of(files, weights)})
         before = training.get(stage, {})
         training[stage] = told_of(options.of, stage, before) | {"mean_of": weights}
-    if options.enough is not None:
-        if model.focus is None:
-            raise SystemExit("--enough is the focus's, and this bundle has no focus")
-        model.focus.enough.fill_(options.enough)
+    if options.enough is not None and enough is None:
+        raise SystemExit("--enough is the focus's, and this bundle has no focus")
+    if model.focus is not None:  # what is enough is the reader's, and no mean
+        model.focus.enough.fill_(enough if options.enough is None else options.enough)
     save_bundle(model, options.bundle, training=training)
 
 

@@ -34,7 +34,7 @@ FLOORS = {
     "profiles accounting sqlite_store store testing fragile literals pruning sizes "
     "byte_spans phrases",
     1: "segmentation pooling precision naming lexicon relaxation codebook upkeep caches passes "
-    "composer spelling pointing channel emphasis focus anchoring",
+    "composer spelling pointing channel emphasis focus anchoring needs",
     2: "bases loading gguf nf4 four_bit tokenization adapters sealing bundle bundles model holding "
     "gloss",
     3: "prompts text_feed prefixes writing drafts generation compressor decompressor inferencer "

@@ -331,7 +331,8 @@ def fill(model: ZLanguageModel, parts: dict[str, dict[str, Tensor]]) -> None:
             elif part == "channel":
                 model.add_channel().load_state_dict({n: t.float() for n, t in state.items()})
             elif part == "focus":
-                focus = model.add_focus(layers=adapter_depth(state))
+                focus = model.add_focus()
+                model.adapters.add("focus", depth=adapter_depth(state))
                 load_writer("focus", focus, model.adapters, state)
             else:
                 model.adapters.load(part, state)  # type: ignore[arg-type]

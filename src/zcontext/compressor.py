@@ -336,6 +336,7 @@ class ZCompressor:
             vocabulary=self.vocabulary,
             mean_surprisal=self.model.config.mean_surprisal,
             question=self._question_ids(settings),
+            cut=self.model.codebook.cut,
         )
         if alone and focuses(settings, self.model):
             emphasise_drafts([draft], self._writer)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
 from zcontext.emphasis import Emphasis, emphasise, emphasise_end
-from zcontext.fragile import fragile_places, protected_places
+from zcontext.fragile import protected_places
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
+from zcontext.needs import Cut, count_beside, fact_tokens, symbols_to_name
 from zcontext.pointing import Allowance, Request
 from zcontext.segmentation import DocumentBudget
 from zcontext.spans import LiteralText, ZDocument, ZSpan
@@ -83,6 +83,7 @@ class Draft:
         vocabulary: ZVocabulary,
         mean_surprisal: float,
         question: Sequence[int] = (),
+        cut: Cut | None = None,
         protected: Sequence[tuple[int, int]] = (),
     ) -> Draft:
         """Lay out windows and budget of a text.
@@ -94,6 +95,7 @@ class Draft:
             vocabulary: Of the codec.
             mean_surprisal: The codec's calibrated bits per token.
             question: Tokens read in front of every window and not written.
+            cut: As for `draft_of`.
             protected: Characters kept as text; `tokens` were cut there.
 
         Returns:
@@ -103,33 +105,28 @@ class Draft:
             ConfigError: What is protected leaves no room under `max_symbols`.
             WindowError: A window holds no place to cut that splits no character.
         """  # noqa: DOC502 - raised by the plan
-        n = len(tokens)
-        plan = WindowPlan(window=settings.window or DEFAULT_WINDOW, context=settings.context)
-        literals = [
-            (extent, "\n" in text[begin:end])
-            for extent, (begin, end) in token_extents(protected, tokens.starts)
-        ]
-        longest = min(INLINE_TOKENS, (plan.window - plan.context) // 4)
-        windows = lay_windows(
-            plan,
-            n,
-            blocks=[each for each, has_lines in literals if has_lines or len(each) > longest],
-            inline=[each for each, has_lines in literals if not has_lines and len(each) <= longest],
-            cuts=tokens.sentence_cuts(text),
-            allowed=tokens,
-        )
-        n_literal = sum(len(each) for each, _ in literals)
+        n, kept = len(tokens), token_extents(protected, tokens.starts)
+        windows = _laid_out(text, tokens, settings, kept)
+        literals = [extent for extent, _ in kept]
+        n_literal = sum(map(len, literals))
         total = None
         if settings.bits_per_symbol is None:
             total = symbols_beside(
                 n, n_literal, ratio=settings.ratio, max_symbols=settings.max_symbols
             )
         price = None if total is not None else settings.bits_per_symbol
-        budget = DocumentBudget(n - n_literal, total, price, mean_surprisal)
+        facts = fact_tokens(text, tokens.starts) if settings.facts else None
+        depth = settings.depth or vocabulary.depth
+        budget = DocumentBudget(
+            n - n_literal,
+            total,
+            price,
+            mean_surprisal,
+            n_facts=0 if facts is None else count_beside(facts, literals),
+            whole=() if cut is None else symbols_to_name(tokens.ids, windows, cut, depth=depth),
+        )
         draft = cls(text, tokens, settings, vocabulary, windows, budget, tuple(question))
-        if settings.facts:
-            draft.facts = fact_tokens(text, tokens.starts)
-            budget.n_facts = _free(draft.facts, [each for each, _ in literals])
+        draft.facts = facts
         if settings.writer == "autoregressive":
             capped = settings.max_symbols is not None
             total = total or 1  # a price is given where it is None
@@ -289,28 +286,25 @@ class Draft:
         )
 
 
-def _free(facts: Tensor, literals: Sequence[Extent]) -> int:
-    """How many tokens of facts are not kept as text."""
-    kept = sum(int(facts[each.start : each.end].sum()) for each in literals)
-    return int(facts.sum()) - kept
-
-
-def fact_tokens(text: str, starts: Sequence[int]) -> Tensor:
-    """Which tokens belong to a number, a name or an address.
-
-    Args:
-        text: Any text.
-        starts: Character at which each of its tokens starts, never falling.
-
-    Returns:
-        bool `[len(starts)]`.
-    """
-    facts = torch.zeros(len(starts), dtype=torch.bool)
-    for begin, end in fragile_places(text):
-        # The token that a fact begins in may begin before it, several in one character.
-        opened = starts[max(0, bisect_right(starts, begin) - 1)] if starts else 0
-        facts[bisect_left(starts, opened) : bisect_left(starts, end)] = True
-    return facts
+def _laid_out(
+    text: str,
+    tokens: TokenizedText,
+    settings: CompressSettings,
+    kept: Sequence[tuple[Extent, tuple[int, int]]],
+) -> tuple[LaidWindow, ...]:
+    """Windows of a text around what is kept of it, in tokens and characters."""
+    plan = WindowPlan(window=settings.window or DEFAULT_WINDOW, context=settings.context)
+    longest = min(INLINE_TOKENS, (plan.window - plan.context) // 4)
+    apart = [len(each) > longest or "\n" in text[begin:end] for each, (begin, end) in kept]
+    told = [(each, is_apart) for (each, _), is_apart in zip(kept, apart, strict=True)]
+    return lay_windows(
+        plan,
+        len(tokens),
+        blocks=[each for each, is_apart in told if is_apart],
+        inline=[each for each, is_apart in told if not is_apart],
+        cuts=tokens.sentence_cuts(text),
+        allowed=tokens,
+    )
 
 
 def draft_of(
@@ -321,6 +315,7 @@ def draft_of(
     vocabulary: ZVocabulary,
     mean_surprisal: float,
     question: Sequence[int] = (),
+    cut: Cut | None = None,
 ) -> Draft:
     """Tokenise a text and lay it out.
 
@@ -331,6 +326,7 @@ def draft_of(
         vocabulary: Of the codec.
         mean_surprisal: The codec's calibrated bits per token.
         question: Tokens read in front of every window and not written.
+        cut: Tells where the phrases start that codes name; None has no window's need known.
 
     Returns:
         A draft without spans.
@@ -353,6 +349,7 @@ def draft_of(
         vocabulary=vocabulary,
         mean_surprisal=mean_surprisal,
         question=question,
+        cut=cut,
         protected=protected,
     )
     if settings.emphasis == "end":

@@ -155,23 +155,13 @@ class ZLanguageModel:
             self.channel.to(self.device).requires_grad_(False)
         return self.channel
 
-    def add_focus(self, *, layers: int = 0) -> Focus:
-        """What finds where a text answers a question, new (it reads as COMPRESS does) or deepened.
-
-        Args:
-            layers: First layers of the base that it reads with, where that is more than the
-                writer's, or than it reads with already.
-
-        Returns:
-            Its head.
-        """
+    def add_focus(self) -> Focus:
+        """What finds where a text answers a question, new: it reads as COMPRESS does."""
         if self.focus is None:
             focus = Focus(hidden_size=self.hidden_size, vocab_size=self.base_vocab)
             self.focus = focus.to(self.device).eval()
             self.adapters.add("focus")
             self.adapters.load("focus", self.adapters.state("compress"))
-        if layers > self.adapters.depth("focus"):
-            self.adapters.add("focus", depth=layers)
         return self.focus
 
     def parameters_of(self, roles: Iterable[Role]) -> dict[str, nn.Parameter]:

@@ -15,10 +15,10 @@ from itertools import pairwise
 from typing import Any, Final
 
 from zcontext.config import DEFAULT_RATIO, CompressSettings, PlacementName
-from zcontext.drafts import fact_tokens
 from zcontext.errors import ConfigError
 from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
+from zcontext.needs import fact_tokens
 from zcontext.tokenization import spelled
 from zcontext.windows import Extent, WindowPlan
 from zcontext.writing import WindowTask, WindowWriter, Written

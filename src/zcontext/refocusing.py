@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zcontext.config import CompressSettings
-from zcontext.drafts import Draft, fact_tokens
+from zcontext.drafts import Draft
 from zcontext.errors import ConfigError
 from zcontext.gloss import SpanGloss, gloss_of
 from zcontext.literals import LaidWindow
 from zcontext.model import ZLanguageModel
+from zcontext.needs import fact_tokens
 from zcontext.segmentation import DocumentBudget
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.terms import focuses

@@ -10,6 +10,7 @@ time.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -182,6 +183,8 @@ class DocumentBudget:
         bits_per_symbol: The fixed price; None when a total was given.
         mean_surprisal: Calibrated bits per token, before anything has been read.
         n_facts: Tokens that belong to numbers, names and addresses, where these draw more.
+        whole: Symbols that would name all of each window, where codes are names; as long as there
+            are enough for all that are left, none gets fewer.
     """
 
     n_tokens: int
@@ -189,13 +192,18 @@ class DocumentBudget:
     bits_per_symbol: float | None
     mean_surprisal: float
     n_facts: int = 0
+    whole: Sequence[int] = ()
     _seen_tokens: int = field(default=0, init=False)
     _seen_facts: int = field(default=0, init=False)
     _seen_weight: float = field(default=0.0, init=False)
+    _whole_left: int = field(default=0, init=False)
     _given: int = field(default=0, init=False)
 
     PRIOR_TOKENS = 256
     """How many tokens of reading the calibrated mean is worth."""
+
+    def __post_init__(self) -> None:
+        self._whole_left = sum(self.whole)
 
     @property
     def usual_weight(self) -> float:
@@ -203,7 +211,13 @@ class DocumentBudget:
         guessed = usual_weight(self.mean_surprisal)
         return self.n_tokens * guessed + FACT_BITS * self.n_facts
 
-    def take(self, surprisal: Tensor, *, windows_left: int, facts: Tensor | None = None) -> int:
+    def take(
+        self,
+        surprisal: Tensor,
+        *,
+        windows_left: int,
+        facts: Tensor | None = None,
+    ) -> int:
         """Symbols for the next window.
 
         Args:
@@ -225,7 +239,10 @@ class DocumentBudget:
             count = count_slots(surprisal, bits_per_symbol=price, facts=facts)
             self._given += count
             return count
+        whole = self.whole[-windows_left - 1] if self.whole else 0
+        self._whole_left -= whole
         left = self.n_symbols - self._given
+        tokens_after = self.n_tokens - self._seen_tokens
         if windows_left == 0:
             count = left
         elif left <= windows_left:
@@ -237,11 +254,12 @@ class DocumentBudget:
         else:
             prior = self.PRIOR_TOKENS * usual_weight(self.mean_surprisal)
             mean = (prior + self._seen_weight) / (self.PRIOR_TOKENS + self._seen_tokens)
-            coming = mean * (self.n_tokens - self._seen_tokens)
+            coming = mean * tokens_after
             coming += FACT_BITS * (self.n_facts - self._seen_facts)
             count = round(left * weight / (weight + coming))
+            if whole + self._whole_left <= left:
+                count = min(max(count, whole), left - self._whole_left)
             count = max(count, 1)
-        tokens_after = self.n_tokens - self._seen_tokens
         # Never so many that later windows starve, never so few that they cannot hold the rest.
         count = max(min(count, left - min(windows_left, left)), left - tokens_after)
         count = max(0, min(count, n, left))

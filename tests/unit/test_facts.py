@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tiny import tiny_focused, tiny_tokenizer, tiny_z
 from zcontext.compressor import ZCompressor
 from zcontext.config import CompressSettings
-from zcontext.drafts import fact_tokens
 from zcontext.errors import ConfigError
 from zcontext.fragile import fragile_places
 from zcontext.gloss import gloss_text
+from zcontext.needs import fact_tokens
 from zcontext.tokenization import spelled, text_tokenizer
 from zcontext.writing import WindowWriter
 
@@ -89,6 +89,18 @@ def test_a_window_of_facts_gets_more_symbols(compressor: ZCompressor) -> None:
         n_symbols[facts] = [len(span.symbols) / len(span.tokens) for span in spans]
     assert n_symbols[True][1] > 1.15 * n_symbols[True][0]
     assert n_symbols[True][1] > n_symbols[False][1]
+
+
+@pytest.mark.parametrize(("protect", "ratio"), [((), 3.6), (("numbers",), 2.9)])
+def test_what_can_be_named_whole_is(
+    compressor: ZCompressor, protect: tuple[str, ...], ratio: float
+) -> None:
+    # Four names a symbol and one for each byte: there are hardly more symbols than it takes.
+    text = (PLAIN + "Oslo, Bergen, Lima, Narvik, Rome and Cork: 1912, 1846, 1535. ") * 3
+    document = compressor.compress(text, settings=SMALL.replace(protect=protect), ratio=ratio)
+    for span in document.spans:
+        n_free = len(span.tokens) - span.n_literal_tokens
+        assert len(span.symbols) >= -(-n_free // 4)
 
 
 def test_a_text_without_facts_is_written_as_without_them(compressor: ZCompressor) -> None:

@@ -206,7 +206,7 @@ def test_a_store_tells_documents_of_another_focus_apart() -> None:
 def test_a_bundle_keeps_it(layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zcontext.bundle.load_base", lambda *_, **__: tiny_base())
     model = tiny_focused()
-    model.add_focus(layers=layers)
+    model.adapters.add("focus", depth=layers)
     model.seal()
     save_bundle(model, tmp_path / "bundle")
     again = load_bundle(tmp_path / "bundle")

@@ -134,6 +134,24 @@ def test_a_window_of_facts_gets_more_than_another_and_the_total_is_kept():
     assert max(taken[1:]) - min(taken[1:]) <= 2
 
 
+@given(windows, st.data())
+def test_no_window_gets_less_than_names_all_of_it_where_there_is_enough(document, data):
+    lengths = [len(window) for window in document]
+    whole = [data.draw(st.integers(1, n)) for n in lengths]
+    marked = [
+        torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) for n in lengths
+    ]
+    total = data.draw(st.integers(sum(whole), sum(lengths)))
+    n_facts = sum(int(facts.sum()) for facts in marked)
+    budget = DocumentBudget(sum(lengths), total, None, 4.0, n_facts=n_facts, whole=whole)
+    taken = [
+        budget.take(window, windows_left=len(document) - 1 - at, facts=facts)
+        for at, (window, facts) in enumerate(zip(document, marked, strict=True))
+    ]
+    assert sum(taken) == total
+    assert all(least <= count <= n for least, count, n in zip(whole, taken, lengths, strict=True))
+
+
 @given(st.floats(0.01, 64))
 def test_the_usual_weight_is_the_mean_over_an_exponential_of_that_mean(mean_surprisal):
     quantiles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000

@@ -94,7 +94,8 @@ class Find(nn.Module):
         super().__init__()
         self.z = model
         self.base = model.base.model
-        self.focus = model.add_focus(layers=layers)
+        self.focus = model.add_focus()
+        model.adapters.add("focus", depth=layers)
 
     def forward(self, batch: Sequence[Asked], step: int, generator: torch.Generator) -> StepOutput:
         """Loss of some questions: how unlikely the answers' tokens are among all.

@@ -162,13 +162,12 @@ class RoleAdapters:
                 last = min(max(last, depth), n_layers) if last > 0 else n_layers
                 if first >= last:
                     continue
+                is_whole = (first, last) == (0, n_layers)
                 lora = LoraConfig(
                     r=config.lora_rank,
                     lora_alpha=config.lora_alpha,
                     target_modules=self._targets,
-                    layers_to_transform=list(range(first, last))
-                    if first or last < n_layers
-                    else None,
+                    layers_to_transform=None if is_whole else list(range(first, last)),
                     task_type="CAUSAL_LM",
                 )
                 inject_adapter_in_model(lora, model, adapter_name=role)

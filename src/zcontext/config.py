@@ -146,9 +146,9 @@ class CompressSettings:
         placement: Where segments end within a window. "surprisal" counts places out from its start,
             so that each symbol has as much to say. "anchored" has the tokens around a place decide,
             so that windows that overlap agree and an edit changes the symbols near it only.
-
         facts: Whether numbers, names and addresses are said before what is as hard to guess, and
-            draw more of the budget: a reader who guesses them gets them wrong.
+            draw more of the budget: a reader who guesses them gets them wrong. The writer that
+            decides itself does not look at it.
 
     Raises:
         ConfigError: A value is out of its range, two budgets are given, "finer" is to keep to

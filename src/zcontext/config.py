@@ -113,7 +113,7 @@ class CompressSettings:
         ratio: Source tokens per symbol, 1 to 64. Used when no other budget is given.
         max_symbols: Hard cap on the symbols of one document.
         bits_per_symbol: Surprisal, in bits, that one symbol stands for, a token counting for 3.5 at
-            most, and for 4 more where `facts` says so; what `stream` uses.
+            most, and for 2 more where `facts` says so; what `stream` uses.
         depth: Codes per symbol; None means the codec's own depth.
         window: Largest number of source tokens written by one forward pass; None means the
             window the codec was trained on.
@@ -147,8 +147,8 @@ class CompressSettings:
             so that each symbol has as much to say. "anchored" has the tokens around a place decide,
             so that windows that overlap agree and an edit changes the symbols near it only.
         facts: Whether numbers, names and addresses are said before what is as hard to guess, and
-            draw more of the budget: a reader who guesses them gets them wrong. The writer that
-            decides itself does not look at it.
+            draw more of the budget: a reader who guesses them gets them wrong. Neither a question
+            nor an emphasis nor the writer that decides itself looks at it.
 
     Raises:
         ConfigError: A value is out of its range, two budgets are given, "finer" is to keep to

@@ -202,7 +202,11 @@ class Draft:
         return math.ceil(budget.usual_weight / (budget.bits_per_symbol or math.inf))
 
     def take_emphases(self, emphases: Iterator[Emphasis]) -> None:
-        """Take how the budget of each window of `readings` is spent."""
+        """Take how the budget of each window of `readings` is spent.
+
+        Facts are then no longer said first: beside what was asked for, others distract a reader.
+        """
+        self.facts = None
         self.emphases = [next(emphases) if laid.n_free else None for laid in self.windows]
 
     def _fine(self, at: int, emphasis: Emphasis) -> Tensor:

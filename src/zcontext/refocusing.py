@@ -20,11 +20,10 @@ from zcontext.errors import ConfigError
 from zcontext.gloss import SpanGloss, gloss_of
 from zcontext.literals import LaidWindow
 from zcontext.model import ZLanguageModel
-from zcontext.needs import fact_tokens
 from zcontext.segmentation import DocumentBudget
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.terms import focuses
-from zcontext.tokenization import TokenizedText, spelled
+from zcontext.tokenization import TokenizedText
 from zcontext.windows import Extent, Window
 from zcontext.writing import Written
 
@@ -94,7 +93,6 @@ def reopened(
     n_named = sum(gloss.n_named for gloss in named)
     n_symbols = min(n_named, sum(len(gloss.span.symbols) for gloss in named))
     ids = array("i", [token for gloss in named for token in gloss.ids])
-    facts = fact_tokens(*spelled(model.tokenizer, ids)) if chosen.facts else None
     return Rewriting(
         text="",
         tokens=TokenizedText(ids, array("i"), bytearray(), 0),
@@ -103,7 +101,6 @@ def reopened(
         windows=windows,
         budget=DocumentBudget(n_named, n_symbols, None, model.config.mean_surprisal),
         question=tuple(question),
-        facts=facts,
         document=document,
         glosses=glosses,
         named=named,

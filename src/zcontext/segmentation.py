@@ -31,6 +31,10 @@ FACT_BITS = 4.0
 """Bits that a number, a name or an address is taken to be harder to guess than a model says: a
 reader who guesses it gets it wrong."""
 
+FACT_WEIGHT = 2.0
+"""What a token of a fact draws more of the budget: as much as gives dense windows more symbols by
+either count, of facts or of what is hard to guess (docs/development/log.md)."""
+
 
 def weigh(surprisal: Tensor, facts: Tensor | None = None) -> Tensor:
     """The budget each token draws: its surprisal up to `MOST_BITS`, plus a small floor.
@@ -38,13 +42,13 @@ def weigh(surprisal: Tensor, facts: Tensor | None = None) -> Tensor:
     Args:
         surprisal: Bits per token, `[n]`.
         facts: Which tokens belong to a number, a name or an address, bool `[n]`; these draw
-            `FACT_BITS` more.
+            `FACT_WEIGHT` more.
 
     Returns:
         float64 weights, `[n]`, all positive.
     """
     weights = surprisal.to(torch.float64).clamp(0.0, MOST_BITS) + FLOOR_BITS
-    return weights if facts is None else weights + FACT_BITS * facts
+    return weights if facts is None else weights + FACT_WEIGHT * facts
 
 
 def usual_weight(mean_surprisal: float) -> float:
@@ -209,7 +213,7 @@ class DocumentBudget:
     def usual_weight(self) -> float:
         """What the document draws, as far as is known before it is read."""
         guessed = usual_weight(self.mean_surprisal)
-        return self.n_tokens * guessed + FACT_BITS * self.n_facts
+        return self.n_tokens * guessed + FACT_WEIGHT * self.n_facts
 
     def take(
         self,
@@ -230,7 +234,7 @@ class DocumentBudget:
         """
         n = surprisal.shape[0]
         guessed, n_facts = float(weigh(surprisal).sum()), 0 if facts is None else int(facts.sum())
-        weight = guessed + FACT_BITS * n_facts
+        weight = guessed + FACT_WEIGHT * n_facts
         self._seen_tokens += n
         self._seen_facts += n_facts
         self._seen_weight += guessed
@@ -255,7 +259,7 @@ class DocumentBudget:
             prior = self.PRIOR_TOKENS * usual_weight(self.mean_surprisal)
             mean = (prior + self._seen_weight) / (self.PRIOR_TOKENS + self._seen_tokens)
             coming = mean * tokens_after
-            coming += FACT_BITS * (self.n_facts - self._seen_facts)
+            coming += FACT_WEIGHT * (self.n_facts - self._seen_facts)
             count = round(left * weight / (weight + coming))
             if whole + self._whole_left <= left:
                 count = min(max(count, whole), left - self._whole_left)

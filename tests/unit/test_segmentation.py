@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from zcontext.errors import ConfigError
 from zcontext.literals import symbols_beside
 from zcontext.segmentation import (
-    FACT_BITS,
+    FACT_WEIGHT,
     FLOOR_BITS,
     MOST_BITS,
     DocumentBudget,
@@ -115,7 +115,7 @@ def test_a_fact_draws_more_however_easy_it_is_to_guess(surprisal, data):
         data.draw(st.lists(st.booleans(), min_size=len(surprisal), max_size=len(surprisal)))
     )
     extra = weigh(surprisal, facts) - weigh(surprisal)
-    assert torch.equal(extra, FACT_BITS * facts.double())
+    assert torch.equal(extra, FACT_WEIGHT * facts.double())
     price = 5.0
     assert count_slots(surprisal, bits_per_symbol=price, facts=facts) >= count_slots(
         surprisal, bits_per_symbol=price

@@ -32,8 +32,8 @@ FACT_BITS = 4.0
 reader who guesses it gets it wrong."""
 
 FACT_WEIGHT = 2.0
-"""What a token of a fact draws more of the budget: as much as gives dense windows more symbols by
-either count, of facts or of what is hard to guess (docs/development/log.md)."""
+"""What a token of a fact draws more of the budget: windows of many facts then get more symbols, and
+those that are hard to guess no fewer than others (docs/development/log.md)."""
 
 
 def weigh(surprisal: Tensor, facts: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from zcontext.config import DEFAULT_WINDOW, MIN_RATIO, CompressSettings
 from zcontext.emphasis import Emphasis, emphasise, emphasise_end
 from zcontext.fragile import protected_places
 from zcontext.literals import LaidWindow, lay_windows, symbols_beside, token_extents
-from zcontext.needs import Cut, count_beside, fact_tokens, symbols_to_name
+from zcontext.needs import Cut, count_facts, fact_tokens, symbols_to_name
 from zcontext.pointing import Allowance, Request
 from zcontext.segmentation import DocumentBudget
 from zcontext.spans import LiteralText, ZDocument, ZSpan
@@ -106,9 +106,8 @@ class Draft:
             WindowError: A window holds no place to cut that splits no character.
         """  # noqa: DOC502 - raised by the plan
         n, kept = len(tokens), token_extents(protected, tokens.starts)
-        windows = _laid_out(text, tokens, settings, kept)
-        literals = [extent for extent, _ in kept]
-        n_literal = sum(map(len, literals))
+        windows = _lay(text, tokens, settings, kept)
+        n_literal = sum(len(extent) for extent, _ in kept)
         total = None
         if settings.bits_per_symbol is None:
             total = symbols_beside(
@@ -122,7 +121,7 @@ class Draft:
             total,
             price,
             mean_surprisal,
-            n_facts=0 if facts is None else count_beside(facts, literals),
+            facts=() if facts is None else count_facts(facts, windows),
             whole=() if cut is None else symbols_to_name(tokens.ids, windows, cut, depth=depth),
         )
         draft = cls(text, tokens, settings, vocabulary, windows, budget, tuple(question))
@@ -153,19 +152,16 @@ class Draft:
         again = self._again
         allowance = self.allowance
 
-        laid_out = self._laid_out(at)
-        facts = None if laid_out.facts is None else laid_out.facts[free_places(laid_out)]
-
         def take(surprisal: Tensor) -> int:
             if again is not None:  # its share of the budget was taken the first time
                 return again
             if emphasis is not None:
                 return emphasis.n_slots
-            return self.budget.take(surprisal, windows_left=left, facts=facts)
+            return self.budget.take(surprisal, windows_left=left)
 
         n_free = self.windows[at].n_free
         return dataclasses.replace(
-            laid_out,
+            self._laid_out(at),
             memory=self._memory,
             take=take,
             fine=None if emphasis is None else self._fine(at, emphasis),
@@ -202,11 +198,7 @@ class Draft:
         return math.ceil(budget.usual_weight / (budget.bits_per_symbol or math.inf))
 
     def take_emphases(self, emphases: Iterator[Emphasis]) -> None:
-        """Take how the budget of each window of `readings` is spent.
-
-        Facts are then no longer said first: beside what was asked for, others distract a reader.
-        """
-        self.facts = None
+        """Take how the budget of each window of `readings` is spent."""
         self.emphases = [next(emphases) if laid.n_free else None for laid in self.windows]
 
     def _fine(self, at: int, emphasis: Emphasis) -> Tensor:
@@ -290,7 +282,7 @@ class Draft:
         )
 
 
-def _laid_out(
+def _lay(
     text: str,
     tokens: TokenizedText,
     settings: CompressSettings,

@@ -21,6 +21,20 @@ from zcontext.windows import Extent, Window, WindowPlan
 _BLOCKS: Final = WindowPlan(window=8192)
 
 
+def beside(n_tokens: int, literals: Sequence[Extent]) -> list[int]:
+    """Tokens that are not kept as text.
+
+    Args:
+        n_tokens: How many there are.
+        literals: What is kept.
+
+    Returns:
+        Their places, rising.
+    """
+    kept = {at for each in literals for at in range(each.start, each.end)}
+    return [at for at in range(n_tokens) if at not in kept]
+
+
 @dataclass(frozen=True, slots=True)
 class LaidWindow:
     """A window and the text in its target that stays.
@@ -32,6 +46,11 @@ class LaidWindow:
 
     window: Window
     literals: tuple[Extent, ...] = ()
+
+    @property
+    def free(self) -> list[int]:
+        """Tokens that symbols are written for, from the target's start."""
+        return beside(len(self.window.target), self.literals)
 
     @property
     def n_free(self) -> int:

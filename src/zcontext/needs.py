@@ -14,7 +14,6 @@ from torch import Tensor
 
 from zcontext.fragile import fragile_places
 from zcontext.literals import LaidWindow
-from zcontext.windows import Extent
 
 Cut = Callable[[Tensor], Tensor | None]
 """Tells where the phrases start that codes can name, as `Codebook.cut`: bool `[batch, n]`, or None
@@ -39,17 +38,18 @@ def fact_tokens(text: str, starts: Sequence[int]) -> Tensor:
     return facts
 
 
-def count_beside(facts: Tensor, literals: Sequence[Extent]) -> int:
-    """How many tokens of facts are not kept as text.
+def count_facts(facts: Tensor, windows: Sequence[LaidWindow]) -> tuple[int, ...]:
+    """How many tokens of facts symbols are written for.
 
     Args:
         facts: Of a document, bool `[n]`.
-        literals: What is kept as text, in tokens; none overlapping.
+        windows: How it is laid out; those without a token to write are left out.
 
     Returns:
-        The count.
+        A count for each window.
     """
-    return int(facts.sum()) - sum(int(facts[each.start : each.end].sum()) for each in literals)
+    targets = [(facts[laid.window.target.start :], laid.free) for laid in windows if laid.n_free]
+    return tuple(int(found[free].sum()) for found, free in targets)
 
 
 def symbols_to_name(
@@ -70,10 +70,8 @@ def symbols_to_name(
     for laid in windows:
         if not laid.n_free:
             continue
-        target = laid.window.target
-        kept = {at for each in laid.literals for at in range(each.start, each.end)}
-        free = [int(ids[target.start + at]) for at in range(len(target)) if at not in kept]
-        starts = cut(torch.tensor([free]))
+        start = laid.window.target.start
+        starts = cut(torch.tensor([[ids[start + at] for at in laid.free]]))
         if starts is None:
             return ()
         found.append(-(-int(starts.sum()) // depth))

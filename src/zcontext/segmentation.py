@@ -36,19 +36,16 @@ FACT_WEIGHT = 2.0
 those that are hard to guess no fewer than others (docs/development/log.md)."""
 
 
-def weigh(surprisal: Tensor, facts: Tensor | None = None) -> Tensor:
+def weigh(surprisal: Tensor) -> Tensor:
     """The budget each token draws: its surprisal up to `MOST_BITS`, plus a small floor.
 
     Args:
         surprisal: Bits per token, `[n]`.
-        facts: Which tokens belong to a number, a name or an address, bool `[n]`; these draw
-            `FACT_WEIGHT` more.
 
     Returns:
         float64 weights, `[n]`, all positive.
     """
-    weights = surprisal.to(torch.float64).clamp(0.0, MOST_BITS) + FLOOR_BITS
-    return weights if facts is None else weights + FACT_WEIGHT * facts
+    return surprisal.to(torch.float64).clamp(0.0, MOST_BITS) + FLOOR_BITS
 
 
 def usual_weight(mean_surprisal: float) -> float:
@@ -60,18 +57,18 @@ def usual_weight(mean_surprisal: float) -> float:
         mean_surprisal: Bits per token, before anything is cut off.
 
     Returns:
-        The mean of `weigh`, without facts.
+        The mean of `weigh`.
     """
     return mean_surprisal * -math.expm1(-MOST_BITS / mean_surprisal) + FLOOR_BITS
 
 
-def count_slots(surprisal: Tensor, *, bits_per_symbol: float, facts: Tensor | None = None) -> int:
+def count_slots(surprisal: Tensor, *, bits_per_symbol: float, n_facts: int = 0) -> int:
     """How many symbols a run of tokens earns at a given price.
 
     Args:
         surprisal: Bits per token, `[n]`.
         bits_per_symbol: Weight that one symbol stands for.
-        facts: As in `weigh`.
+        n_facts: Tokens that belong to numbers, names and addresses; each draws `FACT_WEIGHT` more.
 
     Returns:
         A count from 1 to n; 0 for no tokens.
@@ -88,7 +85,7 @@ def count_slots(surprisal: Tensor, *, bits_per_symbol: float, facts: Tensor | No
     n = surprisal.shape[0]
     if n == 0:
         return 0
-    weight = float(weigh(surprisal, facts).sum())
+    weight = float(weigh(surprisal).sum()) + FACT_WEIGHT * n_facts
     return max(1, min(n, math.ceil(weight / bits_per_symbol - 1e-9)))
 
 
@@ -186,7 +183,8 @@ class DocumentBudget:
         n_symbols: Symbols to hand out in all; None when only a price was given.
         bits_per_symbol: The fixed price; None when a total was given.
         mean_surprisal: Calibrated bits per token, before anything has been read.
-        n_facts: Tokens that belong to numbers, names and addresses, where these draw more.
+        facts: Tokens of each window that belong to numbers, names and addresses, where these draw
+            more.
         whole: Symbols that would name all of each window, where codes are names; as long as there
             are enough for all that are left, none gets fewer.
     """
@@ -195,11 +193,11 @@ class DocumentBudget:
     n_symbols: int | None
     bits_per_symbol: float | None
     mean_surprisal: float
-    n_facts: int = 0
+    facts: Sequence[int] = ()
     whole: Sequence[int] = ()
     _seen_tokens: int = field(default=0, init=False)
-    _seen_facts: int = field(default=0, init=False)
     _seen_weight: float = field(default=0.0, init=False)
+    _facts_left: int = field(default=0, init=False)
     _whole_left: int = field(default=0, init=False)
     _given: int = field(default=0, init=False)
 
@@ -207,44 +205,38 @@ class DocumentBudget:
     """How many tokens of reading the calibrated mean is worth."""
 
     def __post_init__(self) -> None:
-        self._whole_left = sum(self.whole)
+        self._facts_left, self._whole_left = sum(self.facts), sum(self.whole)
 
     @property
     def usual_weight(self) -> float:
         """What the document draws, as far as is known before it is read."""
         guessed = usual_weight(self.mean_surprisal)
-        return self.n_tokens * guessed + FACT_WEIGHT * self.n_facts
+        return self.n_tokens * guessed + FACT_WEIGHT * sum(self.facts)
 
-    def take(
-        self,
-        surprisal: Tensor,
-        *,
-        windows_left: int,
-        facts: Tensor | None = None,
-    ) -> int:
+    def take(self, surprisal: Tensor, *, windows_left: int) -> int:
         """Symbols for the next window.
 
         Args:
             surprisal: Bits per token of the window's target, `[n]`.
             windows_left: Windows that follow this one; each gets a symbol where the total allows.
-            facts: As in `weigh`.
 
         Returns:
             How many symbols to write, 1 to n (0 when the total is spent).
         """
-        n = surprisal.shape[0]
-        guessed, n_facts = float(weigh(surprisal).sum()), 0 if facts is None else int(facts.sum())
+        n, at = surprisal.shape[0], -windows_left - 1
+        n_facts = self.facts[at] if self.facts else 0
+        whole = self.whole[at] if self.whole else 0
+        self._facts_left -= n_facts
+        self._whole_left -= whole
+        guessed = float(weigh(surprisal).sum())
         weight = guessed + FACT_WEIGHT * n_facts
         self._seen_tokens += n
-        self._seen_facts += n_facts
         self._seen_weight += guessed
         if self.bits_per_symbol is not None or self.n_symbols is None:
             price = self.bits_per_symbol or math.inf
-            count = count_slots(surprisal, bits_per_symbol=price, facts=facts)
+            count = count_slots(surprisal, bits_per_symbol=price, n_facts=n_facts)
             self._given += count
             return count
-        whole = self.whole[-windows_left - 1] if self.whole else 0
-        self._whole_left -= whole
         left = self.n_symbols - self._given
         tokens_after = self.n_tokens - self._seen_tokens
         if windows_left == 0:
@@ -258,8 +250,7 @@ class DocumentBudget:
         else:
             prior = self.PRIOR_TOKENS * usual_weight(self.mean_surprisal)
             mean = (prior + self._seen_weight) / (self.PRIOR_TOKENS + self._seen_tokens)
-            coming = mean * tokens_after
-            coming += FACT_WEIGHT * (self.n_facts - self._seen_facts)
+            coming = mean * tokens_after + FACT_WEIGHT * self._facts_left
             count = round(left * weight / (weight + coming))
             if whole + self._whole_left <= left:
                 count = min(max(count, whole), left - self._whole_left)

@@ -37,6 +37,9 @@ def in_force(
     if settings.ratio is settings.max_symbols is settings.bits_per_symbol is None:
         settings = settings.replace(ratio=DEFAULT_RATIO)
     codec = model.config
+    if focuses(settings, model) or settings.emphasis or settings.writer == "autoregressive":
+        # Beside what was asked for, facts distract a reader; that writer decides by itself.
+        settings = settings.replace(facts=False)
     depth = None if settings.on_low_fidelity == "finer" else settings.depth
     chosen = settings.replace(depth=depth or codec.depth, window=settings.window or codec.window)
     if (chosen.depth or 0) > codec.depth:

@@ -24,6 +24,7 @@ from zcontext.caches import rows_of
 from zcontext.composing import Composition, Passage
 from zcontext.emphasis import place_runs, runs_of
 from zcontext.errors import ConfigError, ModelError
+from zcontext.literals import beside
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.passes import ReadState
@@ -343,8 +344,7 @@ def free_places(task: WindowTask) -> list[int]:
     Returns:
         Their places, from the target's start.
     """
-    kept = {k for each in task.literals for k in range(each.start, each.end)}
-    return [k for k in range(len(task.ids) - task.start) if k not in kept]
+    return beside(len(task.ids) - task.start, task.literals)
 
 
 def _with_facts(surprisal: Tensor, tasks: Sequence[WindowTask]) -> Tensor:

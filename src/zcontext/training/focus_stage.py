@@ -53,12 +53,12 @@ class FocusStage:
         self.module: nn.Module = self._find
         self._tokens = text_tokenizer(model.tokenizer)
         self._contexts: dict[str, tuple[list[int], list[int]]] = {}
-        self._files = [self._locate(read_questions([path])) for path in config.focus.questions]
-        self._located = [each for file in self._files for each in file]
+        located = [self._locate(read_questions([path])) for path in config.focus.questions]
+        self._files = [rows for rows in located if rows]
+        self._located = [each for rows in self._files for each in rows]
         if not self._located:
             raise TrainingError("no question's answer stands in its context")
-        n_rows = [len(file) for file in self._files]
-        self._shares = drawn_from(n_rows, config.focus.question_shares)
+        self._shares = drawn_from(self._files, config.focus.question_shares)
         self._dev: list[tuple[Question, list[Extent]]] | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:

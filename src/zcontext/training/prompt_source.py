@@ -79,8 +79,7 @@ class PromptSource:
         self._unanswerable = [row for rows in files for row in rows if row.answer == UNKNOWN]
         if not self._answerable:
             raise TrainingError("the question files hold no answerable question")
-        n_rows = [len(rows) for rows in self._answerable]
-        self._shares = drawn_from(n_rows, settings.question_shares)
+        self._shares = drawn_from(self._answerable, settings.question_shares)
         self._about: dict[str, list[Question]] = defaultdict(list)
         for rows in files:
             for row in rows:

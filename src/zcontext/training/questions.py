@@ -71,30 +71,26 @@ def read_questions(paths: Sequence[str | Path]) -> list[Question]:
     return rows
 
 
-def drawn_from(n_rows: Sequence[int], shares: Sequence[float]) -> np.ndarray:
+def drawn_from(files: Sequence[Sequence[object]], shares: Sequence[float]) -> np.ndarray:
     """How likely each file is to be drawn from.
 
     Args:
-        n_rows: Questions of each file that can be drawn.
-        shares: Share of the questions that comes from each file; empty draws every question alike.
+        files: Those that hold questions that can be drawn, one at least; none is empty.
+        shares: Share of the questions that comes from each; empty draws every question alike.
 
     Returns:
-        Cumulated odds, float64 `[len(n_rows)]`, the last 1; a file without questions gets none.
+        Cumulated odds, float64 `[len(files)]`, the last 1.
 
     Raises:
-        TrainingError: There is not one share for each file with questions, or one is below 0, or
-            all are 0.
+        TrainingError: There is not one share for each file, or one is below 0, or all are 0.
     """
-    held = np.array([n > 0 for n in n_rows])
-    given = list(shares or [n for n in n_rows if n])
-    if len(given) != held.sum() or min(given) < 0 or not sum(given):
+    given = list(shares) or [len(rows) for rows in files]
+    if len(given) != len(files) or min(given) < 0 or not sum(given):
         raise TrainingError(
-            f"question_shares is {given} for {held.sum()} files that hold answerable questions; "
+            f"question_shares is {given} for {len(files)} files that hold answerable questions; "
             "give one for each, none below 0 and not all 0"
         )
-    odds = np.zeros(len(n_rows))
-    odds[held] = given
-    cumulated: np.ndarray = np.cumsum(odds) / odds.sum()
+    cumulated: np.ndarray = np.cumsum(given) / np.sum(given)
     return cumulated
 
 

@@ -15,7 +15,8 @@ from zcontext.fidelity import measure_fidelity, overall_fidelity
 from zcontext.inferencer import Inferencer
 from zcontext.sealing import PARTS
 from zcontext.tokenization import text_tokenizer
-from zcontext.training.objective import BITS, restore_loss
+from zcontext.training.objective import BITS
+from zcontext.training.restoring import restore_loss
 
 MEMO = Path(__file__).parent.parent / "examples" / "documents" / "memo.txt"
 MIB = 2**20

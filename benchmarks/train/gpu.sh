@@ -4,6 +4,7 @@
 #
 #   DATA=../shared/data bash benchmarks/train/gpu.sh prepare      # CPU, once: tokenise, shard, ask
 #   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
+#   bash benchmarks/train/gpu.sh restore                          # minutes
 #   bash benchmarks/train/gpu.sh channel                          # minutes
 #   bash benchmarks/train/gpu.sh focus                            # minutes
 #   bash benchmarks/train/gpu.sh read
@@ -19,7 +20,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
 zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
 
-case "${1:?give a step: prepare, autoencode, channel, focus, read, autoregress or evaluate}" in
+case "${1:?give a step: prepare, autoencode, restore, channel, focus, read, autoregress or evaluate}" in
 prepare)
     # Phrases are taken from what stands first: as much of Wikipedia as of the mixture with books.
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz --out runs/wikipedia --no-surprisal
@@ -30,8 +31,13 @@ prepare)
 autoencode | read)
     zcontext train "benchmarks/train/gpu-$1.toml"
     ;;
+restore)
+    zcontext train benchmarks/train/restore.toml --set run.start=runs/gpu-autoencode/bundle \
+        --set run.out=runs/gpu-restore --set run.bundle=runs/gpu-restore/bundle \
+        --set run.steps=2000 --set data.batch_tokens=24576 --set data.max_window=512
+    ;;
 channel)
-    zcontext train benchmarks/train/channel.toml --set run.start=runs/gpu-autoencode/bundle \
+    zcontext train benchmarks/train/channel.toml --set run.start=runs/gpu-restore/bundle \
         --set run.out=runs/gpu-channel --set run.bundle=runs/gpu-channel/bundle \
         --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
     ;;
@@ -48,7 +54,7 @@ evaluate)
     zcontext eval qa "$DATA"/qa/xquad-dev.jsonl.gz --bundle runs/gpu-read/bundle --limit 200
     ;;
 *)
-    echo "unknown step $1: give prepare, autoencode, channel, focus, read, autoregress or evaluate" >&2
+    echo "unknown step $1: give prepare, autoencode, restore, channel, focus, read, autoregress or evaluate" >&2
     exit 2
     ;;
 esac

@@ -31,7 +31,7 @@ FACT_BITS = 4.0
 """Bits that a number, a name or an address is taken to be harder to guess than a model says: a
 reader who guesses it gets it wrong."""
 
-FACT_WEIGHT = 2.0
+FACT_WEIGHT = 1.0
 """What a token of a fact draws more of the budget: windows of many facts then get more symbols, and
 those that are hard to guess no fewer than others (docs/development/log.md)."""
 

@@ -28,7 +28,7 @@ from zcontext.training.autoregress import (
 from zcontext.training.autoregress_stage import AutoregressStage
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
-from zcontext.training.objective import restore_loss
+from zcontext.training.restoring import restore_loss
 from zcontext.training.retracing import retrace
 from zcontext.training.run import train
 

@@ -18,20 +18,15 @@ from zcontext.composer import MAX_PACE
 from zcontext.composing import NEVER, Composition, Passage, Path, composer_of
 from zcontext.config import check
 from zcontext.model import ZLanguageModel
-from zcontext.naming import place_symbols
 from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
 from zcontext.segmentation import segment_of
 from zcontext.spelling import Relaxed, crowding, hearing_order, speller_of
 from zcontext.training.data import WindowBatch
-from zcontext.training.objective import (
-    BITS,
-    Autoencode,
-    AutoencodeConfig,
-    StepOutput,
-    restore_loss,
-)
+from zcontext.training.objective import BITS, StepOutput
+from zcontext.training.restoring import restore_loss, spoil
 from zcontext.training.retracing import Retraced, retrace
+from zcontext.training.transcribing import transcribe
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +80,6 @@ class Autoregress(nn.Module):
         # Registered so that data-parallel wrappers see what is trained.
         self.base = model.base.model
         self.composer = composer_of(model)
-        spoils = AutoencodeConfig(max_token_drop=config.max_token_drop)
-        self._spoil = Autoencode(model, spoils).corrupt
         self._schedule = TemperatureSchedule(
             config.temperature_start, config.temperature_end, config.temperature_steps
         )
@@ -121,7 +114,7 @@ class Autoregress(nn.Module):
             temperature=self._schedule.at(step - self.config.distil_steps),
         )
         survival = torch.cumsum(nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
-        inputs, blank = self._spoil(passage.ids, generator)
+        inputs, blank = spoil(passage.ids, z.start_token, self.config.max_token_drop, generator)
         nll, hits = restore_loss(
             z,
             self._heard(passage, path, relaxed, survival),
@@ -167,14 +160,8 @@ class Autoregress(nn.Module):
         memory = None
         if batch.prior is not None:
             prior = batch.prior.to(z.device)
-            earlier = z.read(prior, torch.ones_like(prior))
-            bits = earlier.surprisal
-            starts = z.codebook.cut(prior)
-            ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth, starts=starts)
-            ends = ends.to(z.device)
-            latents = z.write(earlier, ends, torch.ones_like(ends))
-            written = z.quantise(latents, prior, ends, bits, depth=batch.depth)
-            memory = z.embed_codes(written.codes)
+            written = transcribe(z, prior, n_slots=batch.n_slots, depth=batch.depth)
+            memory = written.embeddings
         ids = batch.ids.to(z.device)
         state = z.read(ids, torch.ones_like(ids), memory=memory)
         n = ids.shape[1]

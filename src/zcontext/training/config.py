@@ -16,8 +16,9 @@ from zcontext.training.focusing import FocusConfig
 from zcontext.training.listening import ChannelConfig
 from zcontext.training.objective import AutoencodeConfig
 from zcontext.training.reading import ReadConfig
+from zcontext.training.rereading import RestoreConfig
 
-StageName = Literal["autoencode", "channel", "read", "autoregress", "focus"]
+StageName = Literal["autoencode", "restore", "channel", "read", "autoregress", "focus"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class RunConfig:
     """The run itself.
 
     Attributes:
-        stage: "autoencode", "channel", "read", "autoregress" or "focus".
+        stage: "autoencode", "restore", "channel", "read", "autoregress" or "focus".
         out: Folder of checkpoints and logs.
         bundle: Folder the trained bundle is written to.
         start: Bundle to start from; None starts from a fresh codec.
@@ -77,7 +78,7 @@ class BaseConfig:
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Windows drawn for the autoencode stage.
+    """Windows drawn for the stages that learn from texts.
 
     Attributes:
         shards: Shard files or folders, as `zcontext prepare` writes them.
@@ -87,7 +88,10 @@ class DataConfig:
         max_window: Longest window.
         min_ratio: Lowest ratio drawn.
         max_ratio: Highest ratio drawn.
-        full_depth_share: Share of batches at full depth.
+        full_depth_share: Share of batches at full depth; the rest draw a depth.
+        depth_shares: Share of batches of each depth from 1 on, in place of `full_depth_share`.
+        min_tokens_per_code: Lowest ratio over depth that is drawn, as far as `max_ratio` allows: a
+            codec of names says all of a text below 1.2 or so, and nothing is left to be learned.
         memory_share: Share of batches with Z memory.
         ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
         dev_windows: Windows of the health figures.
@@ -105,6 +109,8 @@ class DataConfig:
     min_ratio: float = 2.0
     max_ratio: float = 18.0
     full_depth_share: float = 0.5
+    depth_shares: tuple[float, ...] = ()
+    min_tokens_per_code: float = 0.0
     memory_share: float = 0.0
     ratio_ramp: int = 0
     dev_windows: int = 16
@@ -120,6 +126,10 @@ class DataConfig:
         check(self, "max_ratio", fits, f"min_ratio={self.min_ratio:g} or more")
         for name in ("full_depth_share", "memory_share"):
             check(self, name, 0 <= getattr(self, name) <= 1, "a share in 0 to 1")
+        shares = self.depth_shares
+        fits = not shares or (min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6)
+        check(self, "depth_shares", fits, "shares that add up to 1, one for each depth from 1 on")
+        check(self, "min_tokens_per_code", self.min_tokens_per_code >= 0, "0 or more")
         check(self, "ratio_ramp", self.ratio_ramp >= 0, "0 or more micro-batches")
 
 
@@ -183,6 +193,7 @@ class TrainConfig:
         data: Windows.
         optimiser: AdamW.
         autoencode: Objective of the autoencode stage.
+        restore: Objective of the restore stage.
         channel: Objective of the channel stage.
         read: Objective of the read stage.
         autoregress: Objective of the autoregress stage.
@@ -195,6 +206,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     autoencode: AutoencodeConfig = field(default_factory=AutoencodeConfig)
+    restore: RestoreConfig = field(default_factory=RestoreConfig)
     channel: ChannelConfig = field(default_factory=ChannelConfig)
     read: ReadConfig = field(default_factory=ReadConfig)
     autoregress: AutoregressConfig = field(default_factory=AutoregressConfig)

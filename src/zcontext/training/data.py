@@ -303,6 +303,9 @@ class WindowSampler:
         max_ratio: Highest ratio drawn.
         max_depth: Deepest prefix of stages drawn.
         full_depth_share: Share of batches at full depth; the rest draw 1 to full evenly.
+        depth_shares: Share of batches of each depth from 1 on, instead of `full_depth_share`; they
+            add up to 1.
+        min_tokens_per_code: Lowest ratio over depth that is drawn, as far as `max_ratio` allows.
         memory_share: Share of batches with a window in front.
         ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
         seed: Of everything drawn.
@@ -316,6 +319,8 @@ class WindowSampler:
     max_ratio: float
     max_depth: int
     full_depth_share: float = 0.5
+    depth_shares: Sequence[float] = ()
+    min_tokens_per_code: float = 0.0
     memory_share: float = 0.0
     ratio_ramp: int = 0
     seed: int = 0
@@ -334,11 +339,10 @@ class WindowSampler:
         start = min(self.max_ratio, max(4.0, self.min_ratio))
         done = min(1.0, step / self.ratio_ramp) if self.ratio_ramp else 1.0
         highest = start + done * (self.max_ratio - start)
-        ratio = math.exp(rng.uniform(math.log(self.min_ratio), math.log(highest)))
+        ratio_draw, depth = rng.random(), self._depth(rng)
+        lowest = min(highest, max(self.min_ratio, self.min_tokens_per_code * depth))
+        ratio = lowest * (highest / lowest) ** ratio_draw
         n_slots = max(1, int(n / ratio))
-        depth = self.max_depth
-        if rng.random() >= self.full_depth_share:
-            depth = int(rng.integers(1, self.max_depth + 1))
         with_prior = rng.random() < self.memory_share
         length = 2 * n if with_prior else n
         size = max(1, round(self.batch_tokens / length))
@@ -348,6 +352,14 @@ class WindowSampler:
         if self.corpus.surprisal is not None:
             bits = self._cut(self.corpus.surprisal, starts, length).float() / BITS_PER_UNIT
         return build_batch(ids, bits, n_prior=length - n, n_slots=n_slots, depth=depth)
+
+    def _depth(self, rng: np.random.Generator) -> int:
+        if self.depth_shares:
+            upto = np.cumsum(self.depth_shares)[:-1]
+            return 1 + int(np.searchsorted(upto, rng.random(), "right"))
+        if rng.random() < self.full_depth_share:
+            return self.max_depth
+        return int(rng.integers(1, self.max_depth + 1))
 
     def _start(self, rng: np.random.Generator, length: int) -> int:
         offsets = self.corpus.offsets

@@ -17,11 +17,12 @@ from zcontext.channel import TRUST, Channel, Nominees, next_spelled
 from zcontext.config import check
 from zcontext.hearing import Hearing
 from zcontext.model import ZLanguageModel
-from zcontext.naming import place_symbols
 from zcontext.segmentation import segment_of
 from zcontext.tokenization import text_mask
 from zcontext.training.data import WindowBatch
-from zcontext.training.objective import BITS, Autoencode, AutoencodeConfig, StepOutput
+from zcontext.training.objective import BITS, StepOutput
+from zcontext.training.restoring import spoil
+from zcontext.training.transcribing import transcribe
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ class Listen(nn.Module):
         super().__init__()
         self.z = model
         self.channel: Channel = model.add_channel()
-        self._writing = Autoencode(model, AutoencodeConfig(max_token_drop=config.max_token_drop))
+        self._max_token_drop = config.max_token_drop
         self._text = text_mask(model.tokenizer, model.base_vocab).to(model.device)
 
     def forward(self, batch: Examples, step: int, generator: torch.Generator) -> StepOutput:
@@ -182,16 +183,9 @@ class Listen(nn.Module):
 
         Slots stand where the writer puts them, not where a corpus that knows surprisal would.
         """
-        z = self.z
-        ids = batch.ids.to(z.device)
-        z.adapters.activate("compress")
-        state = z.read(ids, torch.ones_like(ids))
-        bits = state.surprisal
-        starts = z.codebook.cut(ids)
-        ends = place_symbols(z.config, bits, batch.n_slots, depth=batch.depth, starts=starts)
-        ends = ends.to(z.device)
-        latents = z.write(state, ends, torch.ones_like(ends))
-        return ids, ends, z.quantise(latents, ids, ends, bits, depth=batch.depth).codes
+        ids = batch.ids.to(self.z.device)
+        written = transcribe(self.z, ids, n_slots=batch.n_slots, depth=batch.depth)
+        return ids, written.ends, written.codes
 
     def _read(
         self, ids: Tensor, ends: Tensor, codes: Tensor, generator: torch.Generator | None
@@ -200,7 +194,7 @@ class Listen(nn.Module):
         z, blank = self.z, None
         inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
         if generator is not None:
-            inputs, blank = self._writing.corrupt(ids, generator)
+            inputs, blank = spoil(ids, z.start_token, self._max_token_drop, generator)
             blank = blank[:, :-1]
         z.adapters.activate("decompress")
         return z.restore_states(

@@ -17,14 +17,11 @@ from zcontext.config import QuantiserName, check
 from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
-from zcontext.passes import spread_positions
 from zcontext.relaxation import GumbelCode, NearestCode, Quantiser, TemperatureSchedule
-from zcontext.training.cross_entropy import token_losses
 from zcontext.training.data import WindowBatch
+from zcontext.training.restoring import restore_loss, spoil
 
 BITS = 1.0 / math.log(2.0)
-REPLACED_SHARE = 0.2
-"""Share of the spoilt input tokens that are replaced by others instead of blanked out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,6 @@ class AutoencodeConfig:
         spread_share: Share of batches whose reader is not told where segments end.
         quantiser: "vq" or "gumbel".
         temperature_steps: Length of the Gumbel temperature's descent.
-        reader_only: Train DECOMPRESS alone; what texts are written as stays as it is.
 
     Raises:
         ConfigError: There is no such quantiser.
@@ -59,17 +55,10 @@ class AutoencodeConfig:
     spread_share: float = 0.15
     quantiser: QuantiserName = "vq"
     temperature_steps: int = 2000
-    reader_only: bool = False
 
     def __post_init__(self) -> None:
         names = get_args(QuantiserName)
         check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
-        check(
-            self,
-            "reader_only",
-            not self.reader_only or self.discrete_from < 0,
-            "false unless `discrete_from` is -1: a reader alone needs a codebook that stands",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,25 +131,24 @@ class Autoencode(nn.Module):
         slots = self.slots(batch)
         ids, ends = batch.ids.to(z.device), slots.ends.to(z.device)
         memory = self._memory(batch, slots, step)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.reader_only):
-            z.adapters.activate("compress")
-            latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends, memory=memory)
-            discrete = step >= self.config.discrete_from
-            distortion = latents.new_zeros(())
-            symbols, codes = z.codebook.unquantised(latents), None
-            if discrete:
-                noise = generator if self.config.quantiser == "gumbel" else None
-                written = z.quantise(
-                    latents,
-                    ids,
-                    ends,
-                    estimate.detach(),
-                    depth=batch.depth,
-                    quantiser=self.quantiser_at(step),
-                    generator=noise,
-                )
-                symbols, codes, distortion = written.embeddings, written.codes, written.distortion
-        inputs, blank = self.corrupt(ids, generator)
+        z.adapters.activate("compress")
+        latents, estimate = z.write_in_one_pass(ids, torch.ones_like(ids), ends, memory=memory)
+        discrete = step >= self.config.discrete_from
+        distortion = latents.new_zeros(())
+        symbols, codes = z.codebook.unquantised(latents), None
+        if discrete:
+            noise = generator if self.config.quantiser == "gumbel" else None
+            written = z.quantise(
+                latents,
+                ids,
+                ends,
+                estimate.detach(),
+                depth=batch.depth,
+                quantiser=self.quantiser_at(step),
+                generator=noise,
+            )
+            symbols, codes, distortion = written.embeddings, written.codes, written.distortion
+        inputs, blank = spoil(ids, z.start_token, self.config.max_token_drop, generator)
         known = bool(torch.rand((), generator=generator) >= self.config.spread_share)
         nll, hits = restore_loss(
             z,
@@ -218,83 +206,6 @@ class Autoencode(nn.Module):
         if step < self.config.discrete_from:
             return z.codebook.unquantised(latents)
         return z.quantise(latents, prior, ends, bits, depth=batch.depth).embeddings
-
-    def corrupt(self, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The reader's inputs: start token, then the text with a random share of tokens spoilt.
-
-        Most spoilt tokens are blanked out, some are replaced by other tokens of the batch, as the
-        reader's own mistakes would be. (Blanking by a special token instead of a zero vector cost
-        0.3 nats after 50 steps: the base takes it for a boundary.)
-
-        Args:
-            ids: int64 `[batch, n]`.
-            generator: CPU generator.
-
-        Returns:
-            Inputs int64 `[batch, 1 + n]`, and which of them to blank out.
-        """
-        share = torch.rand((), generator=generator) * self.config.max_token_drop
-        draw = torch.rand(ids.shape, generator=generator).to(ids.device)
-        shuffled = ids.flatten()[torch.randperm(ids.numel(), generator=generator).to(ids.device)]
-        wrong = draw < share * REPLACED_SHARE
-        spoilt = torch.where(wrong, shuffled.view_as(ids), ids)
-        blank = (draw < share) & ~wrong
-        start = torch.full_like(ids[:, :1], self.z.start_token)
-        never = torch.zeros_like(blank[:, :1])
-        return torch.cat([start, spoilt], dim=1), torch.cat([never, blank], dim=1)
-
-
-def restore_loss(
-    z: ZLanguageModel,
-    symbols: Tensor,
-    ids: Tensor,
-    *,
-    ends: Tensor | None = None,
-    inputs: Tensor | None = None,
-    blank: Tensor | None = None,
-    memory: Tensor | None = None,
-    real: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the text and its end under the decompressor.
-
-    Args:
-        z: The model; DECOMPRESS is made active.
-        symbols: Embeddings, `[batch, k, hidden]`; k may be 0.
-        ids: The text, int64 `[batch, n]`, no padding.
-        ends: Last token of each symbol's segment, `[batch, k]`; None spreads symbols evenly.
-        inputs: What the reader is shown, `[batch, 1 + n]`; None means the text itself.
-        blank: True on inputs to blank out, `[batch, 1 + n]`.
-        memory: Embeddings of earlier symbols, `[batch, m, hidden]`.
-        real: True on symbols that are there, `[batch, k]`; None means all.
-
-    Returns:
-        Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
-        the right one, bool `[batch, n]`.
-    """
-    batch, n = ids.shape
-    if inputs is None:
-        inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
-    k, m = symbols.shape[1], 0 if memory is None else memory.shape[1]
-    placed = spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
-    places = torch.cat([torch.arange(m).expand(batch, -1), placed + m], dim=1)
-    if memory is not None:
-        symbols = torch.cat([memory.to(symbols.dtype), symbols], dim=1)
-    there = torch.ones(batch, m + k, dtype=torch.long, device=z.device)
-    if real is not None:
-        there[:, m:] = real
-    z.adapters.activate("decompress")
-    hidden = z.restore_states(
-        symbols,
-        places,
-        there,
-        inputs,
-        torch.ones_like(inputs),
-        offset=m,
-        hidden_inputs=blank,
-    )
-    target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
-    nll, likeliest = token_losses(z, hidden, target)
-    return nll, likeliest[:, :-1] == ids
 
 
 @torch.no_grad()

@@ -19,6 +19,13 @@ from zcontext.training.config import TrainConfig
 from zcontext.training.stages import AutoencodeStage
 from zcontext.training.trainer import Stage, Trainer
 
+OUTDATED: dict[str, tuple[str, ...]] = {
+    "autoencode": OPTIONAL_PARTS,
+    "restore": ("channel", "compose"),
+}
+"""Parts of the bundle it starts from that a stage drops: what they learned is of the codec as it
+was."""
+
 
 def build_model(config: TrainConfig) -> ZLanguageModel:
     """The model a run starts from.
@@ -40,9 +47,8 @@ def build_model(config: TrainConfig) -> ZLanguageModel:
     manifest = read_manifest(config.run.start)
     model = ZLanguageModel.create(base, from_table(CodecConfig, manifest["config"]))
     parts = read_parts(config.run.start)
-    if config.run.stage == "autoencode":
-        for part in OPTIONAL_PARTS:  # what they learned is of the codec as it was
-            parts.pop(part, None)
+    for part in OUTDATED.get(config.run.stage, ()):
+        parts.pop(part, None)
     fill(model, parts)
     return model
 
@@ -61,6 +67,10 @@ def build_stage(model: ZLanguageModel, config: TrainConfig) -> Stage:
         from zcontext.training.read_stage import ReadStage
 
         return ReadStage(model, config)
+    if config.run.stage == "restore":
+        from zcontext.training.restore_stage import RestoreStage
+
+        return RestoreStage(model, config)
     if config.run.stage == "channel":
         from zcontext.training.channel_stage import ChannelStage
 

@@ -20,14 +20,9 @@ from zcontext.naming import place_symbols
 from zcontext.phrases import Phrase
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch
-from zcontext.training.objective import (
-    BITS,
-    Autoencode,
-    StepOutput,
-    base_surprisal,
-    restore_loss,
-)
+from zcontext.training.objective import BITS, Autoencode, StepOutput, base_surprisal
 from zcontext.training.phrase_search import find_phrases
+from zcontext.training.restoring import restore_loss
 from zcontext.training.windowing import dev_windows, open_sampler
 from zcontext.upkeep import (
     centre,
@@ -81,9 +76,7 @@ class AutoencodeStage:
         return find_phrases(self._sampler.corpus.tokens[:PHRASE_TOKENS], left)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The two adapters and the codebook; DECOMPRESS alone where only the reader learns."""
-        if self.config.autoencode.reader_only:
-            return self.model.parameters_of(("decompress",))
+        """The two adapters and the codebook."""
         codebook = {f"codebook/{n}": p for n, p in self.model.codebook.named_parameters()}
         return {**self.model.parameters_of(("compress", "decompress")), **codebook}
 
@@ -156,8 +149,6 @@ class AutoencodeStage:
     @torch.no_grad()
     def finish(self) -> None:
         """Calibrate what the codec takes for the mean surprisal of text: the head's own mean."""
-        if self.config.autoencode.reader_only:  # the writer is what it was
-            return
         z, estimates = self.model, []
         with z.using("compress"):
             for index in range(CALIBRATION_BATCHES):

@@ -41,6 +41,8 @@ def open_sampler(config: TrainConfig, *, max_depth: int) -> WindowSampler:
         max_ratio=data.max_ratio,
         max_depth=max_depth,
         full_depth_share=data.full_depth_share,
+        depth_shares=data.depth_shares,
+        min_tokens_per_code=data.min_tokens_per_code,
         memory_share=data.memory_share,
         ratio_ramp=data.ratio_ramp,
         seed=config.run.seed,

@@ -1,0 +1,178 @@
+"""The restore stage on a tiny model: DECOMPRESS alone learns, from what the codec writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import zcontext.bundle
+import zcontext.training.run
+from tiny import tiny_base, tiny_z
+from tiny_training import TEXT, figures, run_stage
+from zcontext.bundle import load_bundle, save_bundle
+from zcontext.errors import ConfigError, TrainingError
+from zcontext.model import ZLanguageModel
+from zcontext.needs import fact_tokens
+from zcontext.tokenization import spelled
+from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
+from zcontext.training.data import Corpus, WindowSampler, build_batch
+from zcontext.training.rereading import Restore, RestoreConfig
+from zcontext.training.restore_stage import RestoreStage
+from zcontext.training.run import train
+from zcontext.training.transcribing import transcribe
+
+
+def configuration(shards: Path, out: Path, *, steps: int = 4, **data: object) -> TrainConfig:
+    return TrainConfig(
+        run=RunConfig(
+            stage="restore",
+            out=str(out),
+            bundle=str(out / "bundle"),
+            start="tiny",
+            steps=steps,
+            log_every=1,
+            evaluate_every=100,
+            checkpoint_every=2,
+            seed=3,
+        ),
+        data=DataConfig(
+            shards=(str(shards),),
+            batch_tokens=96,
+            min_window=24,
+            max_window=48,
+            memory_share=0.5,
+            **data,  # type: ignore[arg-type]
+        ),
+        optimiser=OptimiserConfig(learning_rate=1e-2, warmup_steps=2),
+    )
+
+
+def run(config: TrainConfig, *, stop_after: int | None = None) -> ZLanguageModel:
+    return run_stage(RestoreStage, config, stop_after=stop_after)
+
+
+def test_training_makes_the_text_cheaper(shards: Path, tmp_path: Path) -> None:
+    run(configuration(shards, tmp_path, steps=40))
+    bits = [line["bits_per_token"] for line in figures(tmp_path)]
+    # A random base with a tied head says hardly more than "anything".
+    assert sum(bits[-8:]) < 0.97 * sum(bits[:8])
+
+
+def test_only_the_decompressor_learns(shards: Path, tmp_path: Path) -> None:
+    model, before = run(configuration(shards, tmp_path)), tiny_z()
+    for role in ("compress", "decompress", "infer"):
+        old, now = before.adapters.state(role), model.adapters.state(role)
+        kept = all(torch.equal(tensor, old[name]) for name, tensor in now.items())
+        assert kept == (role != "decompress")
+    old = before.codebook.state_dict()
+    assert all(torch.equal(t, old[n]) for n, t in model.codebook.state_dict().items())
+
+
+def test_resumed_equals_uninterrupted(shards: Path, tmp_path: Path) -> None:
+    whole = run(configuration(shards, tmp_path / "whole"))
+    run(configuration(shards, tmp_path / "parted"), stop_after=2)
+    parted = run(configuration(shards, tmp_path / "parted"))
+    other = parted.adapters.state("decompress")
+    for name, tensor in whole.adapters.state("decompress").items():
+        torch.testing.assert_close(tensor, other[name], msg=name)
+
+
+def test_the_writer_is_asked_as_it_will_be() -> None:
+    """Segments cover each window, and facts are named where there are too few names for all."""
+    model = tiny_z(depth=2, size=257, named=True)
+    texts = ["it was cold in the year of 1912 and later", TEXT[:41]]
+    ids = torch.tensor([model.tokenizer.encode(text) for text in texts])
+    text, starts = spelled(model.tokenizer, ids[0].tolist())
+    assert fact_tokens(text, starts).nonzero().flatten().tolist() == [27, 28, 29, 30]
+    plain = transcribe(model, ids, n_slots=8, depth=2)
+    first = transcribe(model, ids, n_slots=8, depth=2, facts_first=True)
+    assert plain.codes.shape == first.codes.shape == (2, 8, 2)
+    assert plain.ends[:, -1].tolist() == first.ends[:, -1].tolist() == [40, 40]
+    torch.testing.assert_close(model.embed_codes(first.codes), first.embeddings)
+    said = [
+        set(model.codebook.lexicon.tokens_of(found.codes[0].tolist())) & set(ids[0, 27:31].tolist())
+        for found in (plain, first)
+    ]
+    assert len(said[0]) < len(said[1]) == 3  # 1, 9 and 2
+
+
+def test_symbols_of_the_window_in_front_are_read(shards: Path) -> None:
+    """Other symbols in front make another loss; they stand before the window's own."""
+    objective = Restore(tiny_z(), RestoreConfig())
+    ids = torch.tensor([list(TEXT[:64].encode())])
+    other = torch.cat([ids[:, :32].flip(1), ids[:, 32:]], dim=1)
+    losses = [
+        objective.say(build_batch(rows, None, n_prior=n_prior, n_slots=8, depth=3))[0]
+        for rows, n_prior in ((ids, 32), (other, 32), (ids[:, 32:], 0))
+    ]
+    assert all(loss.shape == (1, 33) for loss in losses)
+    assert not torch.allclose(losses[0], losses[1])
+    assert not torch.allclose(losses[0], losses[2])
+
+
+def test_health_figures_name_ratio_and_depth(shards: Path, tmp_path: Path) -> None:
+    dev = tmp_path / "dev.txt"
+    dev.write_text(TEXT)
+    config = configuration(shards, tmp_path, dev=str(dev), dev_windows=1, dev_window=64)
+    model = tiny_z()
+    found = RestoreStage(model, config).evaluate()
+    depth = model.config.depth
+    assert {"c@4/1", "c@8/1", "c@16/1", f"c@16/{depth}", f"memory@16/{depth}"} <= set(found)
+    assert RestoreStage(model, configuration(shards, tmp_path)).evaluate() == {}
+
+
+def test_a_bundle_keeps_its_focus_and_drops_what_heard_the_old_reader(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (zcontext.bundle, zcontext.training.run):
+        monkeypatch.setattr(module, "load_base", lambda *_, **__: tiny_base())
+    model = tiny_z()
+    model.add_channel()
+    model.add_focus()
+    model.seal()
+    save_bundle(model, tmp_path / "start")
+    config = configuration(shards, tmp_path / "run", steps=1)
+    start = dataclasses.replace(config.run, start=str(tmp_path / "start"))
+    train(dataclasses.replace(config, run=start))
+    onward = load_bundle(tmp_path / "run" / "bundle")
+    assert onward.channel is None
+    assert onward.focus is not None
+    assert onward.codec != model.codec
+
+
+def test_depths_and_ratios_are_drawn_as_told(shards: Path) -> None:
+    corpus = Corpus.load([shards])
+    sampler = WindowSampler(
+        corpus,
+        64,
+        32,
+        64,
+        2,
+        18,
+        8,
+        depth_shares=(0.5, 0, 0, 0, 0, 0, 0, 0.5),
+        min_tokens_per_code=1.4,
+    )
+    drawn = [sampler.batch(step) for step in range(200)]
+    depths = np.array([batch.depth for batch in drawn])
+    assert set(depths) == {1, 8}
+    assert 70 < (depths == 1).sum() < 130
+    ratios = np.array([batch.ids.shape[1] / batch.n_slots for batch in drawn])
+    assert ratios[depths == 8].min() >= 1.4 * 8
+    assert ratios[depths == 1].min() < 4
+
+
+def test_settings_that_make_no_sense_are_refused(shards: Path, tmp_path: Path) -> None:
+    for wrong in ({"facts_share": 1.5}, {"max_token_drop": -0.1}, {"spread_share": 2}):
+        with pytest.raises(ConfigError):
+            RestoreConfig(**wrong)  # type: ignore[arg-type]
+    for shares in ((0.5, 0.4), (1.5, -0.5)):
+        with pytest.raises(ConfigError, match="add up to 1"):
+            DataConfig(depth_shares=shares)
+    alone = TrainConfig(run=RunConfig(stage="restore"), data=configuration(shards, tmp_path).data)
+    with pytest.raises(TrainingError, match="name its bundle"):
+        RestoreStage(tiny_z(), alone)

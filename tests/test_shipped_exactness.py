@@ -98,12 +98,14 @@ def test_x_what_fp32_wrote_bf16_reads_exactly_and_the_margin_has_room(
 ) -> None:
     other = load_bundle(find_bundle(DEFAULT_BUNDLE), quantization="nf4-dequantised", dtype="bf16")
     assert other.base.dtype == torch.bfloat16
-    apart = [
-        abs(a - b)
+    pairs = [
+        sorted(pair)
         for text, document in zip(TEXTS, documents, strict=True)
-        for a, b in zip(leads(model, text, document), leads(other, text, document), strict=True)
+        for pair in zip(leads(model, text, document), leads(other, text, document), strict=True)
     ]
-    assert 0 < max(apart) < MARGIN
+    assert any(low < high for low, high in pairs)
+    # What is spelled out leads by so much that its lead may differ, too.
+    assert all(high - low < MARGIN or low > 4 * MARGIN for low, high in pairs)
     assert tuple(ZDecompressor(other).decompress_many(documents)) == TEXTS
 
 

@@ -17,6 +17,7 @@ from zcontext.bundle import load_bundle, save_bundle
 from zcontext.errors import ConfigError, TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.needs import fact_tokens
+from zcontext.passes import ReadState
 from zcontext.tokenization import spelled
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import Corpus, WindowSampler, build_batch
@@ -112,6 +113,34 @@ def test_symbols_of_the_window_in_front_are_read(shards: Path) -> None:
     assert all(loss.shape == (1, 33) for loss in losses)
     assert not torch.allclose(losses[0], losses[1])
     assert not torch.allclose(losses[0], losses[2])
+
+
+def test_several_windows_in_front_are_written_one_by_one(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_z()
+    ids = torch.tensor([list(TEXT[:72].encode()), list(TEXT[72:144].encode())])
+    heard: list[torch.Tensor | None] = []
+    read = model.read
+
+    def listening(*args: torch.Tensor, memory: torch.Tensor | None = None) -> ReadState:
+        heard.append(memory)
+        return read(*args, memory=memory)
+
+    monkeypatch.setattr(model, "read", listening)
+    batch = build_batch(ids, None, n_prior=48, n_slots=6, depth=3)
+    Restore(model, RestoreConfig()).say(batch)
+    assert heard[0] is None
+    apart = [transcribe(model, rows, n_slots=6, depth=3) for rows in ids[:, :48].split(24, dim=1)]
+    memory = torch.cat([found.embeddings for found in apart], dim=1)
+    torch.testing.assert_close(heard[1], memory)
+
+    sampler = WindowSampler(
+        Corpus.load([shards]), 512, 24, 40, 2, 8, 3, memory_share=0.5, max_prior=4
+    )
+    drawn = [sampler.batch(step) for step in range(100)]
+    counts = {0 if b.prior is None else b.prior.shape[1] / b.ids.shape[1] for b in drawn}
+    assert counts == {0, 1, 2, 3, 4}
 
 
 def test_health_figures_name_ratio_and_depth(shards: Path, tmp_path: Path) -> None:

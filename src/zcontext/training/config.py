@@ -93,6 +93,7 @@ class DataConfig:
         min_tokens_per_code: Lowest ratio over depth that is drawn, as far as `max_ratio` allows: a
             codec of names says all of a text below 1.2 or so, and nothing is left to be learned.
         memory_share: Share of batches with Z memory.
+        max_prior: Windows that the memory is of, at most; more than one in the restore stage alone.
         ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
         dev_windows: Windows of the health figures.
         dev_window: Their length in tokens.
@@ -112,6 +113,7 @@ class DataConfig:
     depth_shares: tuple[float, ...] = ()
     min_tokens_per_code: float = 0.0
     memory_share: float = 0.0
+    max_prior: int = 1
     ratio_ramp: int = 0
     dev_windows: int = 16
     dev_window: int = 96
@@ -130,6 +132,7 @@ class DataConfig:
         fits = not shares or (min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6)
         check(self, "depth_shares", fits, "shares that add up to 1, one for each depth from 1 on")
         check(self, "min_tokens_per_code", self.min_tokens_per_code >= 0, "0 or more")
+        check(self, "max_prior", self.max_prior >= 1, "at least 1 window")
         check(self, "ratio_ramp", self.ratio_ramp >= 0, "0 or more micro-batches")
 
 

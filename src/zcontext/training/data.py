@@ -277,7 +277,8 @@ class WindowBatch:
 
     Attributes:
         ids: int64 `[batch, n]`.
-        prior: The tokens just before, int64 `[batch, n_prior]`, for the Z memory; or None.
+        prior: The tokens just before, int64 `[batch, n_prior]`, for the Z memory: one window or
+            several of the same length; or None.
         surprisal: Bits per token of the plain base, `[batch, n_prior + n]`, where they are known.
         depth: Stages used.
         n_slots: Symbols per window.
@@ -306,7 +307,8 @@ class WindowSampler:
         depth_shares: Share of batches of each depth from 1 on, instead of `full_depth_share`; they
             add up to 1.
         min_tokens_per_code: Lowest ratio over depth that is drawn, as far as `max_ratio` allows.
-        memory_share: Share of batches with a window in front.
+        memory_share: Share of batches with windows in front.
+        max_prior: How many of them at most.
         ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
         seed: Of everything drawn.
     """
@@ -322,6 +324,7 @@ class WindowSampler:
     depth_shares: Sequence[float] = ()
     min_tokens_per_code: float = 0.0
     memory_share: float = 0.0
+    max_prior: int = 1
     ratio_ramp: int = 0
     seed: int = 0
 
@@ -344,7 +347,7 @@ class WindowSampler:
         ratio = lowest * (highest / lowest) ** ratio_draw
         n_slots = max(1, int(n / ratio))
         with_prior = rng.random() < self.memory_share
-        length = 2 * n if with_prior else n
+        length = n * (1 + int(rng.integers(1, self.max_prior + 1))) if with_prior else n
         size = max(1, round(self.batch_tokens / length))
         starts = [self._start(rng, length) for _ in range(size)]
         ids = self._cut(self.corpus.tokens, starts, length).long()

@@ -181,10 +181,13 @@ class Listen(nn.Module):
     def write(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Texts `[batch, n]`, last tokens of segments `[batch, k]`, codes `[batch, k, depth]`.
 
-        Slots stand where the writer puts them, not where a corpus that knows surprisal would.
+        Slots stand where the writer puts them, not where a corpus that knows surprisal would, and
+        facts are named first, as in documents by default.
         """
         ids = batch.ids.to(self.z.device)
-        written = transcribe(self.z, ids, n_slots=batch.n_slots, depth=batch.depth)
+        written = transcribe(
+            self.z, ids, n_slots=batch.n_slots, depth=batch.depth, facts_first=True
+        )
         return ids, written.ends, written.codes
 
     def _read(

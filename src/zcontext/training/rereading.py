@@ -111,10 +111,11 @@ class Restore(nn.Module):
                 facts_first=facts,
             )
 
-        memory = None
+        ids, memory = batch.ids.to(z.device), None
         if batch.prior is not None:
-            memory = write(batch.prior.to(z.device)).embeddings
-        ids = batch.ids.to(z.device)
+            # Each window in front is written for itself, and all that is read of it are symbols.
+            rows = batch.prior.to(z.device).reshape(-1, ids.shape[1])
+            memory = write(rows).embeddings.view(len(ids), -1, z.hidden_size)
         written = write(ids, memory)
         return restore_loss(
             z,

@@ -44,6 +44,7 @@ def open_sampler(config: TrainConfig, *, max_depth: int) -> WindowSampler:
         depth_shares=data.depth_shares,
         min_tokens_per_code=data.min_tokens_per_code,
         memory_share=data.memory_share,
+        max_prior=data.max_prior,
         ratio_ramp=data.ratio_ramp,
         seed=config.run.seed,
     )

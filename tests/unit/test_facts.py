@@ -82,11 +82,11 @@ def test_a_window_of_facts_gets_more_symbols(compressor: ZCompressor) -> None:
     )
     n_symbols = {}
     for facts in (True, False):
-        chosen = CompressSettings(window=88, facts=facts, ratio=8)
+        chosen = CompressSettings(window=88, facts=facts, ratio=4)
         spans = compressor.compress(text, settings=chosen).spans
         n_symbols[facts] = [len(span.symbols) / len(span.tokens) for span in spans]
-    assert n_symbols[True][1] > 1.15 * n_symbols[True][0]
-    assert n_symbols[True][1] > n_symbols[False][1]
+    assert n_symbols[True][1] > 1.1 * n_symbols[False][1]
+    assert n_symbols[True][0] < n_symbols[False][0]
 
 
 @pytest.mark.parametrize(("protect", "ratio"), [((), 3.6), (("numbers",), 2.9)])

@@ -539,6 +539,39 @@ def test_infer_is_named_with_its_adapter(tiny_model: ZLanguageModel) -> None:
     assert infer_identity(tiny_model) == before
 
 
+def test_another_codec_has_only_what_reads_symbols_measured_anew(
+    tiny_model: ZLanguageModel,
+) -> None:
+    import torch
+
+    from zcontext.compressor import ZCompressor
+    from zcontext.readers import Inferencer
+
+    def keys() -> dict[Condition, str]:
+        contexts = Contexts(ZCompressor(tiny_model))
+        readers = {who: ReaderRespondent(Inferencer(tiny_model)) for who in ("infer", "control")}
+        asks = Panel(contexts, readers, {}, GenerationSettings())  # type: ignore[arg-type]
+        task = QuestionTask("qa", ROWS, conditions=conditions(), panel=asks, batch=3)
+        return {condition: task.key(0, condition) for condition in task.conditions}
+
+    before, codec = keys(), tiny_model.codec
+    parameter = next(iter(tiny_model.parameters_of(("decompress",)).values()))
+    kept = parameter.detach().clone()
+    try:
+        with torch.no_grad():
+            parameter.add_(1.0)
+        tiny_model.seal()
+        assert tiny_model.codec != codec
+        after = keys()
+    finally:
+        with torch.no_grad():
+            parameter.copy_(kept)
+        tiny_model.seal()
+    written = {"symbols", "refocused", "asked", "recent", "shuffled"}
+    for condition, key in before.items():
+        assert (after[condition] != key) == (condition.kind in written)
+
+
 def test_a_biased_reader_answers_alike_one_by_one_and_together(tiny_model: ZLanguageModel) -> None:
     from zcontext.readers import Inferencer
 

@@ -65,9 +65,18 @@ class Condition:
         return self.kind in OURS
 
     @property
+    def is_written(self) -> bool:
+        """Whether symbols are read.
+
+        All else at a ratio shares no more with them than their number, which the ratio gives: it
+        is the same for every codec.
+        """
+        return self.kind in get_args(Written)
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """What shapes its symbols and is not in its name: how text is compressed by default."""
-        return (to_json(CompressSettings()),) if self.kind in get_args(Written) else ()
+        return (to_json(CompressSettings()),) if self.is_written else ()
 
     @property
     def is_rival(self) -> bool:

@@ -65,8 +65,7 @@ class ReaderRespondent:
     def __init__(self, reader: SupportsRead, *, name: str = "INFER") -> None:
         self.reader = reader
         self.name = name
-        # The codec's digest leaves INFER out, and answers depend on it. What has no model (a
-        # stand-in in tests) is named by its codec.
+        # What has no model (a stand-in in tests) is named by its codec.
         model = getattr(reader, "model", None)
         self.identity = reader.codec if model is None else infer_identity(model)
         bias = getattr(reader, "reply_bias", {})
@@ -166,7 +165,7 @@ def _one_by_one(
 
 
 def infer_identity(model: ZLanguageModel) -> str:
-    """Digest of what answers under INFER depend on: the codec, and the adapter it leaves out.
+    """Digest of what answers under INFER depend on, whatever symbols are: the base and the adapter.
 
     Args:
         model: The model.
@@ -174,7 +173,7 @@ def infer_identity(model: ZLanguageModel) -> str:
     Returns:
         Hex digits.
     """
-    digest = sha256(f"{model.codec}/{model.base.quantization}".encode())
+    digest = sha256(f"infer/{model.base.sha256}/{model.base.quantization}".encode())
     for name, parameter in sorted(model.parameters_of(("infer",)).items()):
         digest.update(name.encode())
         digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())

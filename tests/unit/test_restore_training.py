@@ -24,6 +24,7 @@ from zcontext.training.data import Corpus, WindowSampler, build_batch
 from zcontext.training.rereading import Restore, RestoreConfig
 from zcontext.training.restore_stage import RestoreStage
 from zcontext.training.run import train
+from zcontext.training.stages import AutoencodeStage
 from zcontext.training.transcribing import transcribe
 
 
@@ -202,6 +203,11 @@ def test_settings_that_make_no_sense_are_refused(shards: Path, tmp_path: Path) -
     for shares in ((0.5, 0.4), (1.5, -0.5)):
         with pytest.raises(ConfigError, match="add up to 1"):
             DataConfig(depth_shares=shares)
+    for data in ({"depth_shares": (0.25,) * 4}, {"max_prior": 2}):
+        config = configuration(shards, tmp_path, **data)
+        run = dataclasses.replace(config.run, stage="autoencode")
+        with pytest.raises(TrainingError, match=next(iter(data))):
+            AutoencodeStage(tiny_z(), dataclasses.replace(config, run=run))
     alone = TrainConfig(run=RunConfig(stage="restore"), data=configuration(shards, tmp_path).data)
     with pytest.raises(TrainingError, match="name its bundle"):
         RestoreStage(tiny_z(), alone)

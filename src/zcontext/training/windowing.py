@@ -25,9 +25,19 @@ def open_sampler(config: TrainConfig, *, max_depth: int) -> WindowSampler:
         The sampler.
 
     Raises:
-        TrainingError: There are no shards, or one is not readable.
+        TrainingError: There are no shards, one is not readable, or the codec or the stage has no
+            use for what `[data]` says.
     """
     data = config.data
+    if len(data.depth_shares) > max_depth:
+        raise TrainingError(
+            f"[data] depth_shares has {len(data.depth_shares)} depths, the codec {max_depth}: "
+            "give a share for each, or fewer"
+        )
+    if data.max_prior > 1 and config.run.stage != "restore":
+        raise TrainingError(
+            f"[data] max_prior is for the restore stage alone; leave it at 1 for {config.run.stage}"
+        )
     if not data.shards:
         raise TrainingError(
             f"the {config.run.stage} stage needs [data] shards; see `zcontext prepare`"

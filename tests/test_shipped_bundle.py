@@ -16,7 +16,7 @@ from zcontext.inferencer import Inferencer
 from zcontext.sealing import PARTS
 from zcontext.tokenization import text_tokenizer
 from zcontext.training.objective import BITS
-from zcontext.training.restoring import restore_loss
+from zcontext.training.restore_loss import restore_loss
 
 MEMO = Path(__file__).parent.parent / "examples" / "documents" / "memo.txt"
 MIB = 2**20

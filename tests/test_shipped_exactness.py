@@ -6,6 +6,7 @@ weights, where what happens is an error and never another text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ import torch
 from zcontext.assurance import MARGIN
 from zcontext.bundle import load_bundle
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
+from zcontext.channel import TRUST
 from zcontext.compressor import ZCompressor
 from zcontext.config import CompressSettings
 from zcontext.decompressor import ZDecompressor
@@ -26,6 +28,9 @@ from zcontext.pruner import token_bits
 from zcontext.sizes import sizes_of
 from zcontext.tokenization import text_tokenizer
 
+SPELLED = math.log(TRUST / (1 - TRUST))
+"""By how much what codes spell out leads at least, whatever is rounded how. By how much more is a
+matter of what a reader makes of the other tokens, which can be anything."""
 EXACT = CompressSettings(ratio=4, exact=True)
 TEXTS = (
     "The lease at Keizersgracht 41, says Anna Lindqvist, ends in May 1993; rent is €4,812.50.",
@@ -98,14 +103,15 @@ def test_x_what_fp32_wrote_bf16_reads_exactly_and_the_margin_has_room(
 ) -> None:
     other = load_bundle(find_bundle(DEFAULT_BUNDLE), quantization="nf4-dequantised", dtype="bf16")
     assert other.base.dtype == torch.bfloat16
+    coarse = ZCompressor(model).compress_many(TEXTS, ratio=16)  # too few names for every token
     pairs = [
         sorted(pair)
-        for text, document in zip(TEXTS, documents, strict=True)
+        for text, document in zip(TEXTS * 2, [*documents, *coarse], strict=True)
         for pair in zip(leads(model, text, document), leads(other, text, document), strict=True)
     ]
-    assert any(low < high for low, high in pairs)
-    # What is spelled out leads by so much that its lead may differ, too.
-    assert all(high - low < MARGIN or low > 4 * MARGIN for low, high in pairs)
+    unsure = [high - low for low, high in pairs if low < SPELLED]
+    assert len(unsure) > 20
+    assert 0 < max(unsure) < MARGIN
     assert tuple(ZDecompressor(other).decompress_many(documents)) == TEXTS
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tiny import tiny_z
 from zcontext.model import ZLanguageModel
-from zcontext.training.config import TrainConfig
+from zcontext.training.config import RunConfig, StageName, TrainConfig
 from zcontext.training.data import write_shards
 from zcontext.training.trainer import Stage, Trainer
 
@@ -20,6 +20,21 @@ def write_corpus(folder: Path) -> Path:
     texts = [f"{i}. {TEXT}" for i in range(6)]
     write_shards(texts, folder, encode=lambda t: list(t.encode()), seed=1)
     return folder
+
+
+def run_settings(stage: StageName, out: Path, *, steps: int = 4) -> RunConfig:
+    """A short run from a bundle of that name, which nothing opens unless it is built by `train`."""
+    return RunConfig(
+        stage=stage,
+        out=str(out),
+        bundle=str(out / "bundle"),
+        start="tiny",
+        steps=steps,
+        log_every=1,
+        evaluate_every=100,
+        checkpoint_every=2,
+        seed=3,
+    )
 
 
 def run_stage(

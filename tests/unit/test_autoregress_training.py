@@ -13,7 +13,7 @@ import torch
 import zcontext.bundle
 import zcontext.training.run
 from tiny import tiny_base, tiny_z
-from tiny_training import TEXT, figures, run_stage
+from tiny_training import TEXT, figures, run_settings, run_stage
 from zcontext.bundle import load_bundle, save_bundle
 from zcontext.composing import Composed, Composition, Passage
 from zcontext.compressor import ZCompressor
@@ -26,26 +26,16 @@ from zcontext.training.autoregress import (
     one_pass_path,
 )
 from zcontext.training.autoregress_stage import AutoregressStage
-from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
+from zcontext.training.config import DataConfig, OptimiserConfig, TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
-from zcontext.training.restoring import restore_loss
+from zcontext.training.restore_loss import restore_loss
 from zcontext.training.retracing import retrace
 from zcontext.training.run import train
 
 
 def configuration(shards: Path, out: Path, *, steps: int = 4, **objective: Any) -> TrainConfig:
     return TrainConfig(
-        run=RunConfig(
-            stage="autoregress",
-            out=str(out),
-            bundle=str(out / "bundle"),
-            start="tiny",
-            steps=steps,
-            log_every=1,
-            evaluate_every=100,
-            checkpoint_every=2,
-            seed=3,
-        ),
+        run=run_settings("autoregress", out, steps=steps),
         data=DataConfig(
             shards=(str(shards),),
             batch_tokens=64,

@@ -11,7 +11,7 @@ import torch
 import zcontext.bundle
 import zcontext.training.run
 from tiny import tiny_base, tiny_z
-from tiny_training import TEXT, figures, run_stage
+from tiny_training import TEXT, figures, run_settings, run_stage
 from zcontext.bundle import load_bundle, save_bundle
 from zcontext.channel import Channel
 from zcontext.errors import ConfigError, TrainingError
@@ -30,17 +30,7 @@ from zcontext.vocabulary import Symbols
 
 def configuration(shards: Path, out: Path, *, steps: int = 4, **objective: Any) -> TrainConfig:
     return TrainConfig(
-        run=RunConfig(
-            stage="channel",
-            out=str(out),
-            bundle=str(out / "bundle"),
-            start="tiny",
-            steps=steps,
-            log_every=1,
-            evaluate_every=100,
-            checkpoint_every=2,
-            seed=3,
-        ),
+        run=run_settings("channel", out, steps=steps),
         data=DataConfig(
             shards=(str(shards),), batch_tokens=96, min_window=24, max_window=48, max_ratio=6.0
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,17 +77,23 @@ def test_symbols_say_facts_first(compressor: ZCompressor, ratio: float) -> None:
     )
 
 
-def test_a_window_of_facts_gets_more_symbols(compressor: ZCompressor) -> None:
+def test_a_window_of_facts_gets_more_symbols(
+    compressor: ZCompressor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def even(hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.full(tokens.shape[:2], 2.0)
+
+    monkeypatch.setattr(compressor.model.codebook, "surprisal", even)
     text = (
         PLAIN + "Oslo 1912, Bergen 1846, Lima 1535 and 12,418; Narvik 1902, Rome 753, Cork 1185. "
     )
     n_symbols = {}
     for facts in (True, False):
-        chosen = CompressSettings(window=88, facts=facts, ratio=4)
+        chosen = CompressSettings(window=88, facts=facts, ratio=8)
         spans = compressor.compress(text, settings=chosen).spans
         n_symbols[facts] = [len(span.symbols) / len(span.tokens) for span in spans]
-    assert n_symbols[True][1] > 1.1 * n_symbols[False][1]
-    assert n_symbols[True][0] < n_symbols[False][0]
+    assert n_symbols[True][1] > 1.15 * n_symbols[True][0]
+    assert n_symbols[True][1] > n_symbols[False][1]
 
 
 @pytest.mark.parametrize(("protect", "ratio"), [((), 3.6), (("numbers",), 2.9)])

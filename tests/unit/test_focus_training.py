@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tiny import tiny_z
-from tiny_training import figures, run_stage
+from tiny_training import figures, run_settings, run_stage
 from zcontext.errors import ConfigError, TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.tokenization import decoded
@@ -40,17 +40,7 @@ def questions(tmp_path: Path) -> Path:
 
 def configuration(shards: Path, questions: Path, out: Path, *, steps: int = 4) -> TrainConfig:
     return TrainConfig(
-        run=RunConfig(
-            stage="focus",
-            out=str(out),
-            bundle=str(out / "bundle"),
-            start="tiny",
-            steps=steps,
-            log_every=1,
-            evaluate_every=100,
-            checkpoint_every=2,
-            seed=3,
-        ),
+        run=run_settings("focus", out, steps=steps),
         data=DataConfig(shards=(str(shards),), dev=str(questions), dev_windows=6),
         optimiser=OptimiserConfig(learning_rate=2e-3, warmup_steps=2),
         focus=FocusConfig(questions=(str(questions),), batch_questions=4),

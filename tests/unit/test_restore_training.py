@@ -12,7 +12,7 @@ import torch
 import zcontext.bundle
 import zcontext.training.run
 from tiny import tiny_base, tiny_z
-from tiny_training import TEXT, figures, run_stage
+from tiny_training import TEXT, figures, run_settings, run_stage
 from zcontext.bundle import load_bundle, save_bundle
 from zcontext.errors import ConfigError, TrainingError
 from zcontext.model import ZLanguageModel
@@ -21,26 +21,15 @@ from zcontext.passes import ReadState
 from zcontext.tokenization import spelled
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import Corpus, WindowSampler, build_batch
-from zcontext.training.rereading import Restore, RestoreConfig
 from zcontext.training.restore_stage import RestoreStage
+from zcontext.training.restoring import Restore, RestoreConfig
 from zcontext.training.run import train
-from zcontext.training.stages import AutoencodeStage
 from zcontext.training.transcribing import transcribe
 
 
 def configuration(shards: Path, out: Path, *, steps: int = 4, **data: object) -> TrainConfig:
     return TrainConfig(
-        run=RunConfig(
-            stage="restore",
-            out=str(out),
-            bundle=str(out / "bundle"),
-            start="tiny",
-            steps=steps,
-            log_every=1,
-            evaluate_every=100,
-            checkpoint_every=2,
-            seed=3,
-        ),
+        run=run_settings("restore", out, steps=steps),
         data=DataConfig(
             shards=(str(shards),),
             batch_tokens=96,
@@ -90,8 +79,8 @@ def test_the_writer_is_asked_as_it_will_be() -> None:
     ids = torch.tensor([model.tokenizer.encode(text) for text in texts])
     text, starts = spelled(model.tokenizer, ids[0].tolist())
     assert fact_tokens(text, starts).nonzero().flatten().tolist() == [27, 28, 29, 30]
-    plain = transcribe(model, ids, n_slots=8, depth=2)
-    first = transcribe(model, ids, n_slots=8, depth=2, facts_first=True)
+    batch = build_batch(ids, None, n_prior=0, n_slots=8, depth=2)
+    plain, first = transcribe(model, batch), transcribe(model, batch, facts_first=True)
     assert plain.codes.shape == first.codes.shape == (2, 8, 2)
     assert plain.ends[:, -1].tolist() == first.ends[:, -1].tolist() == [40, 40]
     torch.testing.assert_close(model.embed_codes(first.codes), first.embeddings)
@@ -132,7 +121,10 @@ def test_several_windows_in_front_are_written_one_by_one(
     batch = build_batch(ids, None, n_prior=48, n_slots=6, depth=3)
     Restore(model, RestoreConfig()).say(batch)
     assert heard[0] is None
-    apart = [transcribe(model, rows, n_slots=6, depth=3) for rows in ids[:, :48].split(24, dim=1)]
+    apart = [
+        transcribe(model, build_batch(rows, None, n_prior=0, n_slots=6, depth=3))
+        for rows in ids[:, :48].split(24, dim=1)
+    ]
     memory = torch.cat([found.embeddings for found in apart], dim=1)
     torch.testing.assert_close(heard[1], memory)
 
@@ -140,14 +132,14 @@ def test_several_windows_in_front_are_written_one_by_one(
         Corpus.load([shards]), 512, 24, 40, 2, 8, 3, memory_share=0.5, max_prior=4
     )
     drawn = [sampler.batch(step) for step in range(100)]
-    counts = {0 if b.prior is None else b.prior.shape[1] / b.ids.shape[1] for b in drawn}
+    counts = {0 if b.prior is None else len(b.prior) / len(b.ids) for b in drawn}
     assert counts == {0, 1, 2, 3, 4}
 
 
 def test_health_figures_name_ratio_and_depth(shards: Path, tmp_path: Path) -> None:
     dev = tmp_path / "dev.txt"
     dev.write_text(TEXT)
-    config = configuration(shards, tmp_path, dev=str(dev), dev_windows=1, dev_window=64)
+    config = configuration(shards, tmp_path, dev=str(dev), dev_windows=1, dev_window=65)
     model = tiny_z()
     found = RestoreStage(model, config).evaluate()
     depth = model.config.depth
@@ -203,11 +195,8 @@ def test_settings_that_make_no_sense_are_refused(shards: Path, tmp_path: Path) -
     for shares in ((0.5, 0.4), (1.5, -0.5)):
         with pytest.raises(ConfigError, match="add up to 1"):
             DataConfig(depth_shares=shares)
-    for data in ({"depth_shares": (0.25,) * 4}, {"max_prior": 2}):
-        config = configuration(shards, tmp_path, **data)
-        run = dataclasses.replace(config.run, stage="autoencode")
-        with pytest.raises(TrainingError, match=next(iter(data))):
-            AutoencodeStage(tiny_z(), dataclasses.replace(config, run=run))
+    with pytest.raises(TrainingError, match="depth_shares has 4 depths, the codec 3"):
+        RestoreStage(tiny_z(depth=3), configuration(shards, tmp_path, depth_shares=(0.25,) * 4))
     alone = TrainConfig(run=RunConfig(stage="restore"), data=configuration(shards, tmp_path).data)
     with pytest.raises(TrainingError, match="name its bundle"):
         RestoreStage(tiny_z(), alone)

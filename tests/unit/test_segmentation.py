@@ -123,6 +123,9 @@ def test_a_window_of_facts_gets_more_than_another_and_the_total_is_kept():
     budget = DocumentBudget(160, 40, None, 4.0, facts=(40, 0, 0, 0))
     taken = [budget.take(torch.full((40,), 2.0), windows_left=left) for left in (3, 2, 1, 0)]
     assert sum(taken) == 40
+    guessed = 2.0 + FLOOR_BITS
+    share = (guessed + FACT_WEIGHT) / (4 * guessed + FACT_WEIGHT)
+    assert taken[0] == pytest.approx(40 * share, abs=1.5)
     assert taken[0] > 1.2 * taken[1]
     assert max(taken[1:]) - min(taken[1:]) <= 2
 

@@ -23,7 +23,7 @@ from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, Tra
 from zcontext.training.data import Corpus, WindowSampler, build_batch, read_texts, write_shards
 from zcontext.training.objective import Autoencode, AutoencodeConfig, base_surprisal
 from zcontext.training.questions import read_questions
-from zcontext.training.restoring import restore_loss
+from zcontext.training.restore_loss import restore_loss
 from zcontext.training.run import settings_of
 from zcontext.training.stages import AutoencodeStage
 from zcontext.training.trainer import CHECKPOINT, Trainer, learning_rate_factor
@@ -113,6 +113,29 @@ def test_names_survive_an_interruption(shards: Path, tmp_path: Path) -> None:
     assert torch.equal(model.codebook.lexicon.named, whole.codebook.lexicon.named)
     commonest = np.bincount(np.frombuffer(TEXT.encode(), np.uint8)).argmax()
     assert int(model.codebook.lexicon.named[1, 0]) == commonest
+
+
+def test_the_memory_of_several_windows_is_that_of_each(shards: Path) -> None:
+    model = tiny_z()
+    objective = Autoencode(model, AutoencodeConfig(discrete_from=0))
+    ids = torch.tensor([list(TEXT[:72].encode()), list(TEXT[72:144].encode())])
+    bits = torch.full(ids.shape, 3.0)
+
+    def memory(rows: torch.Tensor, n_prior: int) -> torch.Tensor:
+        known = bits[:, : rows.shape[1]]
+        batch = build_batch(rows, known, n_prior=n_prior, n_slots=6, depth=3)
+        found = objective._memory(batch, objective.slots(batch), 1)
+        assert found is not None
+        return found
+
+    both = memory(ids, 48)
+    apart = [memory(ids[:, at : at + 48], 24) for at in (0, 24)]
+    torch.testing.assert_close(both, torch.cat(apart, dim=1))
+    for step in (0, 5):  # continuous and discrete
+        config = AutoencodeConfig(discrete_from=3)
+        batch = build_batch(ids, None, n_prior=48, n_slots=6, depth=3)
+        generator = torch.Generator().manual_seed(0)
+        assert torch.isfinite(Autoencode(model, config)(batch, step, generator).loss)
 
 
 def test_surprisal_is_kept_in_eighths_of_a_bit(tmp_path: Path) -> None:

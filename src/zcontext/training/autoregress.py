@@ -24,9 +24,9 @@ from zcontext.segmentation import segment_of
 from zcontext.spelling import Relaxed, crowding, hearing_order, speller_of
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restoring import restore_loss, spoil
+from zcontext.training.restore_loss import restore_loss, spoil
 from zcontext.training.retracing import Retraced, retrace
-from zcontext.training.transcribing import transcribe
+from zcontext.training.transcribing import remember
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +157,7 @@ class Autoregress(nn.Module):
         """
         z = self.z
         z.adapters.activate("compress")
-        memory = None
-        if batch.prior is not None:
-            prior = batch.prior.to(z.device)
-            written = transcribe(z, prior, n_slots=batch.n_slots, depth=batch.depth)
-            memory = written.embeddings
+        memory = remember(z, batch)
         ids = batch.ids.to(z.device)
         state = z.read(ids, torch.ones_like(ids), memory=memory)
         n = ids.shape[1]

@@ -16,7 +16,7 @@ from zcontext.training.autoregress import Autoregress, named_whole
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restoring import restore_loss
+from zcontext.training.restore_loss import restore_loss
 from zcontext.training.windowing import dev_windows, open_sampler_of_trained
 
 DEV_RATIOS = (4, 8, 16)

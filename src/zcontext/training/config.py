@@ -16,7 +16,7 @@ from zcontext.training.focusing import FocusConfig
 from zcontext.training.listening import ChannelConfig
 from zcontext.training.objective import AutoencodeConfig
 from zcontext.training.reading import ReadConfig
-from zcontext.training.rereading import RestoreConfig
+from zcontext.training.restoring import RestoreConfig
 
 StageName = Literal["autoencode", "restore", "channel", "read", "autoregress", "focus"]
 
@@ -93,7 +93,7 @@ class DataConfig:
         min_tokens_per_code: Lowest ratio over depth that is drawn, as far as `max_ratio` allows: a
             codec of names says all of a text below 1.2 or so, and nothing is left to be learned.
         memory_share: Share of batches with Z memory.
-        max_prior: Windows that the memory is of, at most; more than one in the restore stage alone.
+        max_prior: Windows that the memory is of, at most.
         ratio_ramp: Micro-batches over which the highest ratio rises from 4 to `max_ratio`.
         dev_windows: Windows of the health figures.
         dev_window: Their length in tokens.

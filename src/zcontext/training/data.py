@@ -277,8 +277,8 @@ class WindowBatch:
 
     Attributes:
         ids: int64 `[batch, n]`.
-        prior: The tokens just before, int64 `[batch, n_prior]`, for the Z memory: one window or
-            several of the same length; or None.
+        prior: The windows just before, of the same length, for the Z memory, int64
+            `[batch * windows, n]`, those of a row behind each other; or None.
         surprisal: Bits per token of the plain base, `[batch, n_prior + n]`, where they are known.
         depth: Stages used.
         n_slots: Symbols per window.
@@ -388,12 +388,13 @@ def build_batch(
     Args:
         ids: int64 `[batch, n_prior + n]`.
         surprisal: Bits, same shape, or None.
-        n_prior: Tokens in front of the window.
+        n_prior: Tokens in front of the window, of none or of whole windows of its length.
         n_slots: Symbols of the window.
         depth: Stages used.
 
     Returns:
         The batch.
     """
-    prior = ids[:, :n_prior] if n_prior else None
-    return WindowBatch(ids[:, n_prior:], prior, surprisal, depth, n_slots)
+    window = ids[:, n_prior:]
+    prior = ids[:, :n_prior].reshape(-1, window.shape[1]) if n_prior else None
+    return WindowBatch(window, prior, surprisal, depth, n_slots)

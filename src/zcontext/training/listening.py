@@ -21,7 +21,7 @@ from zcontext.segmentation import segment_of
 from zcontext.tokenization import text_mask
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restoring import spoil
+from zcontext.training.restore_loss import spoil
 from zcontext.training.transcribing import transcribe
 
 
@@ -184,11 +184,8 @@ class Listen(nn.Module):
         Slots stand where the writer puts them, not where a corpus that knows surprisal would, and
         facts are named first, as in documents by default.
         """
-        ids = batch.ids.to(self.z.device)
-        written = transcribe(
-            self.z, ids, n_slots=batch.n_slots, depth=batch.depth, facts_first=True
-        )
-        return ids, written.ends, written.codes
+        written = transcribe(self.z, batch, facts_first=True)
+        return batch.ids.to(self.z.device), written.ends, written.codes
 
     def _read(
         self, ids: Tensor, ends: Tensor, codes: Tensor, generator: torch.Generator | None

@@ -19,7 +19,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.relaxation import GumbelCode, NearestCode, Quantiser, TemperatureSchedule
 from zcontext.training.data import WindowBatch
-from zcontext.training.restoring import restore_loss, spoil
+from zcontext.training.restore_loss import restore_loss, spoil
 
 BITS = 1.0 / math.log(2.0)
 
@@ -67,7 +67,7 @@ class Slots:
 
     Attributes:
         ends: Last token of each slot's segment, `[batch, k]`.
-        prior_ends: The same of the tokens in front of the window, `[batch, k_prior]`, or None.
+        prior_ends: The same of the windows in front, `[batch * windows, k]`, or None.
         surprisal: Bits per token of the plain base, `[batch, n]`.
     """
 
@@ -182,20 +182,25 @@ class Autoencode(nn.Module):
         """
         bits = batch.surprisal
         if bits is None:
-            ids = batch.ids if batch.prior is None else torch.cat([batch.prior, batch.ids], dim=1)
+            ids = batch.ids
+            if batch.prior is not None:
+                ids = torch.cat([batch.prior.reshape(len(ids), -1), ids], dim=1)
             bits = base_surprisal(self.z, ids).cpu()
-        n_prior = bits.shape[1] - batch.ids.shape[1]
+        n = batch.ids.shape[1]
+        n_prior = bits.shape[1] - n
 
         def place(ids: Tensor, bits: Tensor) -> Tensor:
             own, config = self.z.codebook.cut(ids), self.z.config
             return place_symbols(config, bits, batch.n_slots, depth=batch.depth, starts=own)
 
-        prior_ends = None if batch.prior is None else place(batch.prior, bits[:, :n_prior])
+        prior_ends = None
+        if batch.prior is not None:
+            prior_ends = place(batch.prior, bits[:, :n_prior].reshape(-1, n))
         return Slots(place(batch.ids, bits[:, n_prior:]), prior_ends, bits[:, n_prior:])
 
     @torch.no_grad()
     def _memory(self, batch: WindowBatch, slots: Slots, step: int) -> Tensor | None:
-        """Symbols of the window in front, as a reader is given them; not trained through."""
+        """Symbols of the windows in front, as a reader is given them; not trained through."""
         if batch.prior is None or slots.prior_ends is None:
             return None
         z = self.z
@@ -204,8 +209,10 @@ class Autoencode(nn.Module):
         ends = slots.prior_ends.to(z.device)
         latents, bits = z.write_in_one_pass(prior, torch.ones_like(prior), ends)
         if step < self.config.discrete_from:
-            return z.codebook.unquantised(latents)
-        return z.quantise(latents, prior, ends, bits, depth=batch.depth).embeddings
+            symbols = z.codebook.unquantised(latents)
+        else:
+            symbols = z.quantise(latents, prior, ends, bits, depth=batch.depth).embeddings
+        return symbols.reshape(len(batch.ids), -1, z.hidden_size)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.rereading import Restore
+from zcontext.training.restoring import Restore
 from zcontext.training.windowing import dev_windows, open_sampler_of_trained
 
 DEV_SETTINGS = ((4, 1), (8, 1), (16, 1), (16, None))
@@ -93,7 +93,7 @@ class RestoreStage:
         figures = {f"c@{key}": c, f"accuracy@{key}": accuracy}
         if depth == self.model.config.depth:
             half = ids.shape[1] // 2
-            alone, _ = cost(0, ids[:, half:])
-            behind, _ = cost(half, ids)
+            alone, _ = cost(0, ids[:, half : 2 * half])
+            behind, _ = cost(half, ids[:, : 2 * half])
             figures[f"memory@{key}"] = alone - behind
         return figures

@@ -1,98 +1,112 @@
-"""What it costs a reader to say a text again behind its symbols, and how its own input is spoilt.
+"""The restore stage: what it costs DECOMPRESS to say again what a codec that stands has written.
 
-What this module does not know: writers, codes, optimisers.
+What this module does not know: optimisers, files, where windows come from.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from zcontext.config import check
 from zcontext.model import ZLanguageModel
-from zcontext.passes import spread_positions
-from zcontext.training.cross_entropy import token_losses
-
-REPLACED_SHARE = 0.2
-"""Share of the spoilt input tokens that are replaced by others instead of blanked out."""
-
-
-def spoil(
-    ids: Tensor, start_token: int, most: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """A reader's inputs: start token, then the text with a random share of tokens spoilt.
-
-    Most spoilt tokens are blanked out, some are replaced by other tokens of the batch, as the
-    reader's own mistakes would be. (Blanking by a special token instead of a zero vector cost
-    0.3 nats after 50 steps: the base takes it for a boundary.)
-
-    Args:
-        ids: int64 `[batch, n]`.
-        start_token: What stands in front.
-        most: Upper end of the share that is spoilt, which is drawn for the batch.
-        generator: CPU generator.
-
-    Returns:
-        Inputs int64 `[batch, 1 + n]`, and which of them to blank out.
-    """
-    share = torch.rand((), generator=generator) * most
-    draw = torch.rand(ids.shape, generator=generator).to(ids.device)
-    shuffled = ids.flatten()[torch.randperm(ids.numel(), generator=generator).to(ids.device)]
-    wrong = draw < share * REPLACED_SHARE
-    spoilt = torch.where(wrong, shuffled.view_as(ids), ids)
-    blank = (draw < share) & ~wrong
-    start = torch.full_like(ids[:, :1], start_token)
-    never = torch.zeros_like(blank[:, :1])
-    return torch.cat([start, spoilt], dim=1), torch.cat([never, blank], dim=1)
+from zcontext.training.data import WindowBatch
+from zcontext.training.objective import BITS, StepOutput
+from zcontext.training.restore_loss import restore_loss, spoil
+from zcontext.training.transcribing import remember, transcribe
 
 
-def restore_loss(
-    z: ZLanguageModel,
-    symbols: Tensor,
-    ids: Tensor,
-    *,
-    ends: Tensor | None = None,
-    inputs: Tensor | None = None,
-    blank: Tensor | None = None,
-    memory: Tensor | None = None,
-    real: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the text and its end under the decompressor.
+@dataclass(frozen=True, slots=True)
+class RestoreConfig:
+    """Settings of the stage.
+
+    Attributes:
+        facts_share: Share of the batches that are written with facts first, as documents are by
+            default; the others go by surprisal alone.
+        max_token_drop: Upper end of the share of the reader's input tokens that is hidden or
+            replaced; drawn per batch, so that the reader cannot lean on its own prefix.
+        spread_share: Share of batches whose reader is not told where segments end.
+
+    Raises:
+        ConfigError: A share is not one.
+    """  # noqa: DOC502 - raised by the check
+
+    facts_share: float = 0.7
+    max_token_drop: float = 0.25
+    spread_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("facts_share", "max_token_drop", "spread_share"):
+            check(self, name, 0 <= getattr(self, name) <= 1, "a share in 0 to 1")
+
+
+class Restore(nn.Module):
+    """Say windows again.
 
     Args:
-        z: The model; DECOMPRESS is made active.
-        symbols: Embeddings, `[batch, k, hidden]`; k may be 0.
-        ids: The text, int64 `[batch, n]`, no padding.
-        ends: Last token of each symbol's segment, `[batch, k]`; None spreads symbols evenly.
-        inputs: What the reader is shown, `[batch, 1 + n]`; None means the text itself.
-        blank: True on inputs to blank out, `[batch, 1 + n]`.
-        memory: Embeddings of earlier symbols, `[batch, m, hidden]`.
-        real: True on symbols that are there, `[batch, k]`; None means all.
-
-    Returns:
-        Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
-        the right one, bool `[batch, n]`.
+        model: The model; only DECOMPRESS learns.
+        config: Settings of the stage.
     """
-    batch, n = ids.shape
-    if inputs is None:
-        inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
-    k, m = symbols.shape[1], 0 if memory is None else memory.shape[1]
-    placed = spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
-    places = torch.cat([torch.arange(m).expand(batch, -1), placed + m], dim=1)
-    if memory is not None:
-        symbols = torch.cat([memory.to(symbols.dtype), symbols], dim=1)
-    there = torch.ones(batch, m + k, dtype=torch.long, device=z.device)
-    if real is not None:
-        there[:, m:] = real
-    z.adapters.activate("decompress")
-    hidden = z.restore_states(
-        symbols,
-        places,
-        there,
-        inputs,
-        torch.ones_like(inputs),
-        offset=m,
-        hidden_inputs=blank,
-    )
-    target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
-    nll, likeliest = token_losses(z, hidden, target)
-    return nll, likeliest[:, :-1] == ids
+
+    def __init__(self, model: ZLanguageModel, config: RestoreConfig) -> None:
+        super().__init__()
+        self.z = model
+        self.config = config
+        # Registered so that data-parallel wrappers see what is trained.
+        self.base = model.base.model
+
+    def forward(self, batch: WindowBatch, step: int, generator: torch.Generator) -> StepOutput:
+        """Loss of one batch.
+
+        Args:
+            batch: Windows.
+            step: Unused: the objective does not change over the run.
+            generator: CPU generator of everything drawn here.
+
+        Returns:
+            Loss and figures.
+        """
+        del step
+        z = self.z
+        ids = batch.ids.to(z.device)
+        facts = bool(torch.rand((), generator=generator) < self.config.facts_share)
+        inputs, blank = spoil(ids, z.start_token, self.config.max_token_drop, generator)
+        known = bool(torch.rand((), generator=generator) >= self.config.spread_share)
+        nll, hits = self.say(batch, facts=facts, known=known, inputs=inputs, blank=blank)
+        metrics = {"bits_per_token": nll.detach().mean() * BITS, "accuracy": hits.float().mean()}
+        return StepOutput(nll.mean(), metrics, nll.detach().view(1, -1), None)
+
+    def say(
+        self,
+        batch: WindowBatch,
+        *,
+        facts: bool = False,
+        known: bool = True,
+        inputs: Tensor | None = None,
+        blank: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What saying windows again costs.
+
+        Args:
+            batch: Windows.
+            facts: Whether facts are named first.
+            known: Whether the reader is told where segments end.
+            inputs: What the reader is shown, `[batch, 1 + n]`; None means the text itself.
+            blank: True on inputs to blank out, `[batch, 1 + n]`.
+
+        Returns:
+            As `restore_loss` does.
+        """
+        memory = remember(self.z, batch, facts_first=facts)
+        written = transcribe(self.z, batch, memory=memory, facts_first=facts)
+        return restore_loss(
+            self.z,
+            written.embeddings,
+            batch.ids.to(self.z.device),
+            ends=written.ends if known else None,
+            inputs=inputs,
+            blank=blank,
+            memory=memory,
+        )

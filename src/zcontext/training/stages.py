@@ -22,7 +22,7 @@ from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import BITS, Autoencode, StepOutput, base_surprisal
 from zcontext.training.phrase_search import find_phrases
-from zcontext.training.restoring import restore_loss
+from zcontext.training.restore_loss import restore_loss
 from zcontext.training.windowing import dev_windows, open_sampler
 from zcontext.upkeep import (
     centre,

@@ -25,18 +25,14 @@ def open_sampler(config: TrainConfig, *, max_depth: int) -> WindowSampler:
         The sampler.
 
     Raises:
-        TrainingError: There are no shards, one is not readable, or the codec or the stage has no
-            use for what `[data]` says.
+        TrainingError: There are no shards, one is not readable, or there are shares of depths that
+            the codec lacks.
     """
     data = config.data
     if len(data.depth_shares) > max_depth:
         raise TrainingError(
             f"[data] depth_shares has {len(data.depth_shares)} depths, the codec {max_depth}: "
             "give a share for each, or fewer"
-        )
-    if data.max_prior > 1 and config.run.stage != "restore":
-        raise TrainingError(
-            f"[data] max_prior is for the restore stage alone; leave it at 1 for {config.run.stage}"
         )
     if not data.shards:
         raise TrainingError(

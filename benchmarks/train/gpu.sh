@@ -27,6 +27,8 @@ prepare)
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz "$DATA"/corpus/books.jsonl.gz \
         --out runs/shards --no-surprisal
     zcontext questions "$DATA"/corpus/wikipedia-passages.jsonl.gz --out runs/cloze.jsonl.gz
+    zcontext instructions "$DATA"/corpus/wikipedia-passages.jsonl.gz --summaries 0.1 \
+        --out runs/instructions.jsonl.gz
     ;;
 autoencode | read)
     zcontext train "benchmarks/train/gpu-$1.toml"

@@ -29,6 +29,7 @@ COMMANDS = [
     ["inspect"],
     ["prepare"],
     ["questions"],
+    ["instructions"],
     ["train"],
     ["eval", "reconstruct"],
     ["eval", "qa"],
@@ -586,6 +587,36 @@ def test_nothing_is_left_where_no_question_can_be_made(
     assert found.exit_code == 1
     assert remedy in " ".join(found.stderr.split())
     assert not list(tmp_path.glob("*q.jsonl*"))
+
+
+@pytest.mark.parametrize("summaries", ["0", "1"])
+def test_instructions_are_made_of_a_corpus_and_read_by_the_training(
+    run: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    summaries: str,
+) -> None:
+    import zcontext.loading as loading
+    from tiny import tiny_base
+    from zcontext.training.instructions import read_instructions
+
+    monkeypatch.setattr(loading, "load_base", lambda *_, **__: tiny_base())
+    (tmp_path / "harbour.txt").write_text(HARBOUR)
+    arguments = ("harbour.txt", "--seed", "1", "--summaries", summaries)
+    found = run("instructions", *arguments, "--out", "i.jsonl.gz")
+    assert found.exit_code == 0, found.output
+    assert "1 instructions written to i.jsonl.gz" in found.stderr
+    [row] = read_instructions([tmp_path / "i.jsonl.gz"])
+    assert row.contexts == (HARBOUR.strip(),)
+
+
+def test_nothing_is_left_where_nothing_can_be_asked_for(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    found = run("instructions", "b.txt", "--out", "i.jsonl")
+    assert found.exit_code == 1
+    assert "there is nothing to instruct about: give prose" in " ".join(found.stderr.split())
+    assert not list(tmp_path.glob("*i.jsonl*"))
 
 
 @pytest.mark.parametrize("command", [["prepare", "--out", "shards"], ["eval", "reconstruct"]])

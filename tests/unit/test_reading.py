@@ -295,3 +295,9 @@ def test_only_infer_learns_and_it_starts_from_decompress(config: TrainConfig) ->
 def test_a_stage_without_questions_says_so() -> None:
     with pytest.raises(TrainingError, match="questions"):
         ReadStage(tiny_z(), TrainConfig(run=RunConfig(stage="read")))
+
+
+def test_instructions_that_are_nowhere_cannot_be_drawn(config: TrainConfig) -> None:
+    settings = dataclasses.replace(config.read, instruct_share=0.2)
+    with pytest.raises(TrainingError, match="instruct_share needs instructions"):
+        ReadStage(tiny_z(), dataclasses.replace(config, read=settings))

@@ -1,4 +1,4 @@
-"""`prepare`, `questions` and `train`: a corpus into shards and questions, these into a bundle."""
+"""`prepare`, `questions`, `instructions`: a corpus into what `train` makes a bundle of."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from zcontext.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zcontext.training.instructions import Summarise
     from zcontext.training.questions import Question
 
 Corpus = Annotated[
@@ -134,6 +135,75 @@ def questions(
         rows = _rewritten(rows, asking, judging)
     n_questions, n_passages = _write_questions(rows, out, sources)
     say(f"{n_questions:,} questions about {n_passages:,} passages written to {out}")
+
+
+def instructions(
+    sources: Corpus,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="JSON lines; compressed if the name ends in .gz.")
+    ],
+    summaries: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Share of the passages that the plain base summarises too. Summaries that tell a "
+            "number or a name which the passage does not are dropped.",
+        ),
+    ] = 0.0,
+    field: Field = "text",
+    seed: Annotated[int, typer.Option(help="Of what is asked, and how.")] = 0,
+    base: engines.Base = None,
+    quantization: engines.Quantization = "nf4-dequantised",
+    dtype: engines.Dtype = "auto",
+    device: engines.Device = "auto",
+    debug: Debug = False,
+) -> None:
+    """Make instructions of a corpus: list names, numbers or dates, yes or no, compare, summarise.
+
+    Example:
+      zcontext instructions wiki.jsonl.gz --summaries 0.1 --out data/instructions.jsonl.gz
+    """  # noqa: DOC101, DOC103 - the options tell
+    import numpy as np
+
+    from zcontext.training.instructions import corpus_instructions, line_of
+
+    summarise = _plain_summaries(base, quantization, dtype, device) if summaries else None
+    rows = corpus_instructions(
+        corpus_texts(sources, field=field),
+        np.random.default_rng(seed),
+        summarise=summarise,
+        summary_share=summaries,
+    )
+    n_rows = 0
+    with progress_bar("instructing") as report, open_sink(out) as sink:
+        for row in rows:
+            sink.line(line_of(row))
+            n_rows += 1
+            report(f"instructing: {n_rows:,} instructions", 0, 0)
+        if not n_rows:
+            raise ConfigError(
+                "there is nothing to instruct about: give prose with numbers, names or dates, in "
+                "passages of 200 characters or more",
+                field="sources",
+                value=sources,
+            )
+    say(f"{n_rows:,} instructions written to {out}")
+
+
+def _plain_summaries(
+    base: str | None, quantization: engines.Quantization, dtype: engines.Dtype, device: str
+) -> Summarise:
+    """What the base says to some chats, one line each."""
+    from zcontext.config import CodecConfig, GenerationSettings
+    from zcontext.evaluation.respondents import PlainBase
+    from zcontext.loading import load_base
+    from zcontext.model import ZLanguageModel
+
+    loaded = load_base(base, quantization=quantization, dtype=dtype, device=device)
+    plain = PlainBase(ZLanguageModel(loaded, CodecConfig(depth=1, size=16)))  # no codec is asked
+    settings = GenerationSettings(max_new_tokens=64, stop=("\n",))
+    return lambda chats: plain.say(chats, settings=settings)
 
 
 def _write_questions(

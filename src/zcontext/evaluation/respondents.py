@@ -19,7 +19,7 @@ from zcontext.evaluation.rereading import Rereader
 from zcontext.generation import Prefill, generate
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import encode_messages, encode_parts, n_positions, question_parts
-from zcontext.spans import Part, SupportsRead
+from zcontext.spans import ChatMessage, Part, SupportsRead
 from zcontext.vocabulary import Symbols
 
 PROMPT_POSITIONS = 96
@@ -137,9 +137,23 @@ class PlainBase:
         """
         if alike:
             return _one_by_one(self._one_by_one, asked, settings)
+        return self.say([question_parts(*each) for each in asked], settings=settings)
+
+    def say(
+        self, chats: Sequence[Sequence[ChatMessage]], *, settings: GenerationSettings
+    ) -> list[str]:
+        """The next turn of each chat.
+
+        Args:
+            chats: No symbols in them.
+            settings: How turns are generated.
+
+        Returns:
+            Their texts, in order.
+        """
         rows = []
-        for question, context in asked:
-            pieces = encode_messages(self.model.tokenizer, question_parts(question, context))
+        for messages in chats:
+            pieces = encode_messages(self.model.tokenizer, messages)
             ids = [token for piece in pieces if not isinstance(piece, Symbols) for token in piece]
             embedded = self.model.embed_tokens(torch.tensor([ids]))[0].detach()
             n = len(ids)

@@ -8,7 +8,7 @@ of Lewis et al. 2019, arXiv 1906.04980). What this module does not know: tokens,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import numpy as np
@@ -61,11 +61,12 @@ def cloze_questions(
             yield from about_passage(passage, rng, most=most)
 
 
-def passages(text: str) -> list[str]:
+def passages(text: str, *, longest: int = LONGEST_PASSAGE) -> list[str]:
     """A text cut behind sentences.
 
     Args:
         text: Any text.
+        longest: Characters of a passage, about.
 
     Returns:
         The passages, without those that are too short to ask about; lines that were wrapped are
@@ -74,11 +75,11 @@ def passages(text: str) -> list[str]:
     text = _WRAPPED.sub(" ", text)
     found, start = [], 0
     for begin, end in sentence_places(text):
-        if len(text[start:end].rstrip()) > LONGEST_PASSAGE and begin > start:
+        if len(text[start:end].rstrip()) > longest and begin > start:
             found.append(text[start:begin].strip())
             start = begin
     found.append(text[start:].strip())
-    return [each for each in found if SHORTEST_PASSAGE <= len(each) <= 2 * LONGEST_PASSAGE]
+    return [each for each in found if SHORTEST_PASSAGE <= len(each) <= 2 * longest]
 
 
 def about_passage(passage: str, rng: np.random.Generator, *, most: int = 4) -> list[Question]:
@@ -94,7 +95,8 @@ def about_passage(passage: str, rng: np.random.Generator, *, most: int = 4) -> l
     """
     sentences = sentence_places(passage)
     asked: dict[tuple[int, int], Question] = {}
-    places = _answers(passage)
+    found = side_by_side(passage, told_places(passage))
+    places = [place for place in found if _can_be_asked(passage, *place)]
     for at in rng.permutation(len(places)):
         begin, end = places[at]
         around = next((s for s in sentences if s[0] <= begin and end <= s[1]), None)
@@ -109,22 +111,54 @@ def about_passage(passage: str, rng: np.random.Generator, *, most: int = 4) -> l
     return list(asked.values())
 
 
-def _answers(passage: str) -> list[tuple[int, int]]:
-    """Dates, numbers and names; those that stand side by side are one."""
+def told_places(passage: str) -> list[tuple[int, int]]:
+    """Where a passage tells a date, a number or a name.
+
+    Args:
+        passage: Any text.
+
+    Returns:
+        Character ranges, in order; each word of a name is one.
+    """
     dates = [match.span() for match in _DATE.finditer(passage)]
     others = [
         place
         for place in fragile_places(passage)
         if not any(first < place[1] and place[0] < last for first, last in dates)
     ]
+    return sorted(dates + others)
+
+
+def side_by_side(
+    passage: str,
+    places: Iterable[tuple[int, int]],
+    *,
+    joins: Callable[[str, str], bool] = lambda left, right: True,
+) -> list[tuple[int, int]]:
+    """Places with a space between them as one, an owner without its 's.
+
+    Args:
+        passage: The text.
+        places: Of it, in order.
+        joins: Whether the words of two neighbours belong together.
+
+    Returns:
+        Character ranges, in order.
+    """
     whole: list[tuple[int, int]] = []
-    for begin, end in sorted(dates + others):
+    for begin, end in places:
         if whole and passage[whole[-1][1] : begin] == " ":
-            whole[-1] = (whole[-1][0], end)
-        else:
-            whole.append((begin, end))
-    owned = ((begin, end - 2 * passage[begin:end].endswith(_OWNED)) for begin, end in whole)
-    return [place for place in owned if _can_be_asked(passage, *place)]
+            start, stop = whole[-1]
+            if joins(passage[start:stop], passage[begin:end]):
+                whole[-1] = (start, end)
+                continue
+        whole.append((begin, end))
+    return [(begin, end - 2 * passage[begin:end].endswith(_OWNED)) for begin, end in whole]
+
+
+def is_date(words: str) -> bool:
+    """Whether some words are a day, a month of a year, or a year."""
+    return bool(_YEAR.match(words) or _DATE.fullmatch(words))
 
 
 def _can_be_asked(passage: str, begin: int, end: int) -> bool:

@@ -6,7 +6,7 @@ very prompts it will meet. What this module does not know: the model's weights, 
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 
 from zcontext.config import CodecConfig
-from zcontext.emphasis import Emphasis, emphasise, emphasise_end
+from zcontext.emphasis import emphasise, emphasise_end
 from zcontext.errors import TrainingError
 from zcontext.prompts import encode_messages, question_parts
 from zcontext.spans import UNKNOWN, ChatMessage
 from zcontext.symbols import Symbols
 from zcontext.tokenization import text_tokenizer, token_seams
 from zcontext.training.data import Corpus
+from zcontext.training.instructions import Instruction, instruction_parts
 from zcontext.training.question_writing import writing_parts
 from zcontext.training.questions import Question, drawn_from
-from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply
+from zcontext.training.reading import Chunk, Prompt, ReadConfig, Reply, emphasised_chunks
 from zcontext.windows import WindowPlan
 
 RESTATE = "\n\nRepeat the context word for word."
@@ -56,9 +57,11 @@ class PromptSource:
         settings: Settings of the stage.
         files: Questions of each file.
         corpus: Where passages come from; None leaves questions alone.
+        instructions: What else is asked of a reader.
 
     Raises:
-        TrainingError: There is no answerable question.
+        TrainingError: There is no answerable question, or no instruction whose texts fit in
+            `max_context`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class PromptSource:
         settings: ReadConfig,
         files: Sequence[Sequence[Question]],
         corpus: Corpus | None,
+        instructions: Sequence[Instruction] = (),
     ) -> None:
         self._tokenizer, self._end, self._codec = tokenizer, end_token, codec
         self._settings, self._corpus = settings, corpus
@@ -86,6 +90,11 @@ class PromptSource:
                 self._about[row.context].append(row)
         self._contexts = list(self._about)
         self._ids: dict[str, list[int]] = {}
+        self._instructions = [row for row in instructions if self._fits(row)]
+        if instructions and not self._instructions:
+            raise TrainingError(
+                f"the texts of no instruction fit in max_context, {settings.max_context} tokens"
+            )
 
     def draw(self, rng: np.random.Generator) -> Prompt:
         """A prompt.
@@ -103,6 +112,8 @@ class PromptSource:
             return self._corpus_prompt(kinds[int(np.searchsorted(shares, at, "right"))], rng)
         if settings.ask_share and rng.random() < settings.ask_share:
             return self._writing_prompt(rng)
+        if self._instructions and rng.random() < settings.instruct_share:
+            return self._instruction_prompt(rng)
         return self._question_prompt(rng)
 
     def question(self, row: Question, context: Sequence[Chunk]) -> Prompt:
@@ -180,6 +191,18 @@ class PromptSource:
         return (*pieces, next(coming))
 
     # -- questions --------------------------------------------------------------------------------
+
+    def _fits(self, row: Instruction) -> bool:
+        """Whether nothing of its texts would have to be cut: what should be said is of all."""
+        return sum(len(self._encode(each)) for each in row.contexts) <= self._settings.max_context
+
+    def _instruction_prompt(self, rng: np.random.Generator) -> Prompt:
+        """What is to be done with a text or two, each as it was stored."""
+        row = self._instructions[int(rng.integers(len(self._instructions)))]
+        chunks = [self._drawn_chunks(self._encode(each), rng) for each in row.contexts]
+        messages = instruction_parts(row.request, [[PLACE] * len(each) for each in chunks])
+        laid = itertools.chain.from_iterable(chunks)
+        return Prompt(self.lay_out(messages, [*laid, self._reply(row.answer)]), "instruction")
 
     def _writing_prompt(self, rng: np.random.Generator) -> Prompt:
         """An answer that a question is to be written for."""
@@ -340,11 +363,11 @@ class PromptSource:
         lengths = [len(chunk.ids) for chunk in chunks]
         n_symbols = max(1, int(len(ids) / ratio))
         if about is None:
-            return _emphasised(chunks, emphasise_end(lengths, n_symbols))
+            return emphasised_chunks(chunks, emphasise_end(lengths, n_symbols))
         relevance = torch.split(self._relevance(ids, about, rng), lengths)
         seams = token_seams(self._tokenizer, len(self._tokenizer))
         opens = torch.split(seams.openings(ids), lengths)
-        return _emphasised(chunks, emphasise(relevance, n_symbols, opens=opens))
+        return emphasised_chunks(chunks, emphasise(relevance, n_symbols, opens=opens))
 
     def _ratio(self, rng: np.random.Generator) -> float:
         """Tokens per symbol: as often 4 to 8 as 8 to 16."""
@@ -373,13 +396,3 @@ class PromptSource:
 
     def _reply(self, answer: str) -> Reply:
         return Reply([*self._encode(answer), self._end])
-
-
-def _emphasised(chunks: Sequence[Chunk], emphases: Sequence[Emphasis] | None) -> list[Chunk]:
-    """Chunks of one passage, each with its emphasis; as they are where there is none to give."""
-    if emphases is None:
-        return list(chunks)
-    return [
-        dataclasses.replace(chunk, emphasis=emphasis)
-        for chunk, emphasis in zip(chunks, emphases, strict=True)
-    ]

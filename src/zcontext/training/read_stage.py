@@ -17,6 +17,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.spans import UNKNOWN
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import Corpus
+from zcontext.training.instructions import read_instructions
 from zcontext.training.objective import BITS, StepOutput
 from zcontext.training.prompt_source import PromptSource
 from zcontext.training.questions import Question, read_questions
@@ -40,12 +41,16 @@ class ReadStage:
         config: The run's settings.
 
     Raises:
-        TrainingError: There are no questions.
+        TrainingError: There are no questions, or no instructions where a share is to be drawn.
     """
 
     def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
         if not config.read.questions:
             raise TrainingError("the read stage needs [read] questions: JSON lines files")
+        if config.read.instruct_share > 0 and not config.read.instructions:
+            raise TrainingError(
+                "[read] instruct_share needs instructions: files of `zcontext instructions`"
+            )
         self.model, self.config = model, config
         self.module: nn.Module = Read(model, config.read)
         self._source = PromptSource(
@@ -55,6 +60,7 @@ class ReadStage:
             settings=config.read,
             files=[read_questions([file]) for file in config.read.questions],
             corpus=Corpus.load(config.data.shards) if config.data.shards else None,
+            instructions=read_instructions(config.read.instructions),
         )
         dev = read_questions([config.data.dev]) if config.data.dev else []
         self._dev = [r for r in dev if r.answer != UNKNOWN][: config.data.dev_windows]

@@ -7,7 +7,7 @@ consecutive positions. What this module does not know: where prompts come from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ class ReadConfig:
             what teaches INFER to find a place in symbols by content.
         ask_share: Share of the other prompts that ask for a question to an answer, as
             `zcontext.training.question_writing` does.
+        instructions: Files of `zcontext instructions`.
+        instruct_share: Share of the other prompts that are instructions, none of them a question.
         focus_share: Share of questions whose passages are written for them, finer where answers
             stand (and in other places, as a writer that does not know the answer would).
         distil_weight: Weight of the divergence from the plain base reading the raw text.
@@ -88,6 +90,8 @@ class ReadConfig:
     thought_share: float = 0.0
     lookup_share: float = 0.1
     ask_share: float = 0.0
+    instructions: tuple[str, ...] = ()
+    instruct_share: float = 0.0
     focus_share: float = 0.0
     distil_weight: float = 0.0
     start_from_decompress: bool = True
@@ -115,6 +119,23 @@ class Chunk:
         if self.emphasis is not None:
             return self.emphasis.n_slots
         return max(1, int(len(self.ids) / (self.ratio or 1.0)))
+
+
+def emphasised_chunks(chunks: Sequence[Chunk], emphases: Sequence[Emphasis] | None) -> list[Chunk]:
+    """Chunks of one passage, each with its emphasis.
+
+    Args:
+        chunks: The chunks.
+        emphases: One for each; None where there is none to give, and they stay as they are.
+
+    Returns:
+        The chunks.
+    """
+    if emphases is None:
+        return list(chunks)
+    return [
+        replace(chunk, emphasis=emphasis) for chunk, emphasis in zip(chunks, emphases, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

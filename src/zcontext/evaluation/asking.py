@@ -89,7 +89,7 @@ class QuestionTask:
         row, respondent = self.rows[item], self.panel.respondents[condition.reader]
         facts: list[Any] = [
             respondent.identity,
-            self.panel.contexts.compressor.codec if condition.is_written else "",
+            self.panel.contexts.writer if condition.is_written else "",
             condition.name,
             to_json(self.panel.generation),
             row.pieces,

@@ -14,7 +14,9 @@ from typing import Any
 from zcontext.config import CompressSettings
 from zcontext.errors import ConfigError
 from zcontext.evaluation.conditions import FOR_QUESTIONS, TO_GO_ON, Condition
+from zcontext.evaluation.identities import writer_identity
 from zcontext.evaluation.peers import Peer
+from zcontext.model import ZLanguageModel
 from zcontext.spans import Part, SupportsCompress, SupportsFocus, ZDocument
 from zcontext.vocabulary import Symbols
 
@@ -26,6 +28,10 @@ class Contexts:
         compressor: Writes the symbols and counts tokens.
         peers: Methods that shorten text, by name.
         keep_end: Cut text keeps its end instead of its beginning, as who goes on with it would.
+
+    Attributes:
+        writer: Digest of what decides how texts are written, for no question: of the codec, where
+            the compressor has no model of ours.
     """
 
     def __init__(
@@ -36,6 +42,10 @@ class Contexts:
         keep_end: bool = False,
     ) -> None:
         self.compressor = compressor
+        model = getattr(compressor, "model", None)
+        self.writer = compressor.codec
+        if isinstance(model, ZLanguageModel):
+            self.writer = writer_identity(model)
         self._peers = dict(peers or {})
         self._keep_end = keep_end
         self._stored: dict[tuple[str, float, int | None], ZDocument] = {}
@@ -45,7 +55,7 @@ class Contexts:
 
     @property
     def focus(self) -> str:
-        """What decides, beside the codec, how texts are written for a question."""
+        """What decides, beside the writer, how texts are written for a question."""
         focus = getattr(getattr(self.compressor, "model", None), "focus", None)
         return "" if focus is None else str(focus.digest)
 

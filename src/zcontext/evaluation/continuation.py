@@ -154,7 +154,7 @@ class ContinuationTask:
         facts: list[Any] = [
             "continuation",
             self.foretellers[condition.reader].identity,
-            self.contexts.compressor.codec if condition.is_written else "",
+            self.contexts.writer if condition.is_written else "",
             condition.name,
             passage.context,
             passage.following,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from zcontext.config import Role
-from zcontext.evaluation.respondents import base_identity, infer_identity
+from zcontext.evaluation.identities import base_identity, infer_identity
 from zcontext.layouts import embed_pieces
 from zcontext.model import ZLanguageModel
 from zcontext.prompts import Piece, encode_messages, encode_parts, n_positions

@@ -8,12 +8,12 @@ nor how it is scored.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from typing import Protocol
 
 import torch
 
 from zcontext.config import GenerationSettings
+from zcontext.evaluation.identities import base_identity, infer_identity
 from zcontext.evaluation.predictions import digest_of
 from zcontext.evaluation.rereading import Rereader
 from zcontext.generation import Prefill, generate
@@ -176,31 +176,3 @@ def _one_by_one(
         )
         for question, context in asked
     ]
-
-
-def infer_identity(model: ZLanguageModel) -> str:
-    """Digest of what answers under INFER depend on, whatever symbols are: the base and the adapter.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Hex digits.
-    """
-    digest = sha256(f"infer/{model.base.sha256}/{model.base.quantization}".encode())
-    for name, parameter in sorted(model.parameters_of(("infer",)).items()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def base_identity(model: ZLanguageModel) -> str:
-    """What answers of the plain base depend on.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its weights' digest and their precision.
-    """
-    return f"plain/{model.base.sha256}/{model.base.quantization}"

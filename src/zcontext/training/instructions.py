@@ -18,11 +18,10 @@ from typing import Final
 
 import numpy as np
 
-from zcontext.errors import ConfigError
 from zcontext.fragile import fragile_places, whole_words
 from zcontext.spans import ChatMessage, Part
 from zcontext.training.cloze import is_date, passages, side_by_side, told_places
-from zcontext.training.data import numbered_lines
+from zcontext.training.row_files import read_rows
 
 LONGEST_PASSAGE: Final = 600
 """Characters of a passage, about: a list is of all of it, so all of it has to fit a prompt."""
@@ -138,28 +137,17 @@ def read_instructions(paths: Sequence[str | Path]) -> list[Instruction]:
 
     Raises:
         ConfigError: A file is missing or cannot be read, or a row is no instruction.
-    """
-    rows: list[Instruction] = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise ConfigError(
-                f"no file of instructions at {path}; `zcontext instructions` makes one",
-                field="instructions",
-                value=str(path),
-            )
-        for number, line in numbered_lines(path):
-            try:
-                row = json.loads(line)
-                contexts = tuple(map(str, row["contexts"]))
-                rows.append(Instruction(contexts, str(row["request"]), str(row["answer"])))
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ConfigError(
-                    f"{path}, line {number} is no instruction ({error!r}); expected contexts, "
-                    "request and answer, as `zcontext instructions` writes them",
-                    field="instructions",
-                    value=str(path),
-                ) from error
-    return rows
+    """  # noqa: DOC502 - raised by the reading
+    return read_rows(
+        paths,
+        lambda row: [
+            Instruction(tuple(map(str, row["contexts"])), str(row["request"]), str(row["answer"]))
+        ],
+        field="instructions",
+        missing="no file of instructions at {path}; `zcontext instructions` makes one",
+        expected="is no instruction ({error}); expected contexts, request and answer, as "
+        "`zcontext instructions` writes them",
+    )
 
 
 def line_of(row: Instruction) -> str:

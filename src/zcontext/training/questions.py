@@ -5,7 +5,6 @@ What this module does not know: tokens, symbols, models.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from zcontext.errors import ConfigError, TrainingError
+from zcontext.errors import TrainingError
 from zcontext.fragile import whole_words
 from zcontext.spans import UNKNOWN
-from zcontext.training.data import numbered_lines
+from zcontext.training.row_files import read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +48,14 @@ def read_questions(paths: Sequence[str | Path]) -> list[Question]:
 
     Raises:
         ConfigError: A file is missing or cannot be read, or a row has none of the known shapes.
-    """
-    rows: list[Question] = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise ConfigError(
-                f"no question file at {path}; give a .jsonl or .jsonl.gz file",
-                field="questions",
-                value=str(path),
-            )
-        for number, line in numbered_lines(path):
-            try:
-                rows.extend(_row_questions(json.loads(line)))
-            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-                raise ConfigError(
-                    f"{path}, line {number} is no question row ({error!r}); expected context, "
-                    "question and answers",
-                    field="questions",
-                    value=str(path),
-                ) from error
-    return rows
+    """  # noqa: DOC502 - raised by the reading
+    return read_rows(
+        paths,
+        _row_questions,
+        field="questions",
+        missing="no question file at {path}; give a .jsonl or .jsonl.gz file",
+        expected="is no question row ({error}); expected context, question and answers",
+    )
 
 
 def drawn_from(files: Sequence[Sequence[object]], shares: Sequence[float]) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,9 @@ Corpus = Annotated[
     ),
 ]
 Field = Annotated[str, typer.Option(help="Text field of rows.")]
+Rows = Annotated[
+    Path, typer.Option("--out", "-o", help="JSON lines; compressed if the name ends in .gz.")
+]
 
 
 def prepare(
@@ -88,9 +91,7 @@ def prepare(
 
 def questions(
     sources: Corpus,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="JSON lines; compressed if the name ends in .gz.")
-    ],
+    out: Rows,
     most: Annotated[int, typer.Option(min=1, help="Questions about one passage at most.")] = 3,
     writer: Annotated[
         str | None,
@@ -133,15 +134,21 @@ def questions(
         if teacher is not None:
             judging = engines.open_engines(teacher, base, quantization, dtype, device)
         rows = _rewritten(rows, asking, judging)
-    n_questions, n_passages = _write_questions(rows, out, sources)
-    say(f"{n_questions:,} questions about {n_passages:,} passages written to {out}")
+    contexts: set[str] = set()
+    n_questions = _write_lines(
+        _question_lines(rows, contexts),
+        out,
+        sources,
+        doing="asking",
+        nothing="there is nothing to ask: give prose with numbers, names or dates, in passages of "
+        "200 characters or more, and a writer, if any, that has learned to ask",
+    )
+    say(f"{n_questions:,} questions about {len(contexts):,} passages written to {out}")
 
 
 def instructions(
     sources: Corpus,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="JSON lines; compressed if the name ends in .gz.")
-    ],
+    out: Rows,
     summaries: Annotated[
         float,
         typer.Option(
@@ -175,19 +182,14 @@ def instructions(
         summarise=summarise,
         summary_share=summaries,
     )
-    n_rows = 0
-    with progress_bar("instructing") as report, open_sink(out) as sink:
-        for row in rows:
-            sink.line(line_of(row))
-            n_rows += 1
-            report(f"instructing: {n_rows:,} instructions", 0, 0)
-        if not n_rows:
-            raise ConfigError(
-                "there is nothing to instruct about: give prose with numbers, names or dates, in "
-                "passages of 200 characters or more",
-                field="sources",
-                value=sources,
-            )
+    n_rows = _write_lines(
+        map(line_of, rows),
+        out,
+        sources,
+        doing="instructing",
+        nothing="there is nothing to instruct about: give prose with numbers, names or dates, in "
+        "passages of 200 characters or more",
+    )
     say(f"{n_rows:,} instructions written to {out}")
 
 
@@ -206,26 +208,27 @@ def _plain_summaries(
     return lambda chats: plain.say(chats, settings=settings)
 
 
-def _write_questions(
-    rows: Iterator[Question], out: Path, sources: Sequence[str]
-) -> tuple[int, int]:
-    """Write rows as JSON lines; how many, and about how many passages."""
-    n_questions, contexts = 0, set[str]()
-    with progress_bar("asking") as report, open_sink(out) as sink:
-        for row in rows:
-            line = {"context": row.context, "question": row.question, "answers": [row.answer]}
-            sink.line(json.dumps(line, ensure_ascii=False))
-            n_questions += 1
-            contexts.add(row.context)
-            report(f"asking: {n_questions:,} questions", 0, 0)
-        if not n_questions:
-            raise ConfigError(
-                "there is nothing to ask: give prose with numbers, names or dates, in passages of "
-                "200 characters or more, and a writer, if any, that has learned to ask",
-                field="sources",
-                value=sources,
-            )
-    return n_questions, len(contexts)
+def _write_lines(
+    lines: Iterable[str], out: Path, sources: Sequence[str], *, doing: str, nothing: str
+) -> int:
+    """Write what was made of a corpus; how many lines. None at all is an error."""
+    n_lines = 0
+    with progress_bar(doing) as report, open_sink(out) as sink:
+        for line in lines:
+            sink.line(line)
+            n_lines += 1
+            report(f"{doing}: {n_lines:,} lines", 0, 0)
+        if not n_lines:
+            raise ConfigError(nothing, field="sources", value=sources)
+    return n_lines
+
+
+def _question_lines(rows: Iterable[Question], contexts: set[str]) -> Iterator[str]:
+    """Questions as lines of a file; their contexts are noted."""
+    for row in rows:
+        contexts.add(row.context)
+        line = {"context": row.context, "question": row.question, "answers": [row.answer]}
+        yield json.dumps(line, ensure_ascii=False)
 
 
 def _rewritten(

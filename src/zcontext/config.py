@@ -26,7 +26,7 @@ DEFAULT_WINDOW = 512
 WINDOW_RANGE = "8 to 8,192 tokens"
 BUDGETS = ("ratio", "max_symbols", "bits_per_symbol")
 
-Role = Literal["compress", "decompress", "infer", "compose", "focus"]
+Role = Literal["compress", "decompress", "infer", "compose", "focus", "teach"]
 ROLES: tuple[Role, ...] = ("compress", "decompress", "infer")
 """Roles that every codec has; the autoregressive writer's is an optional part of it."""
 EmphasisName = Literal["end"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from tiny import tiny_z
 from zcontext.training import cross_entropy as module
-from zcontext.training.cross_entropy import cross_entropy
+from zcontext.training.cross_entropy import cross_entropy, divergences
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 4096])
@@ -45,3 +46,31 @@ def test_no_positions_cost_nothing():
         torch.zeros(2, 0, 8), torch.zeros(5, 8), torch.zeros(2, 0, dtype=torch.long)
     )
     assert nats.shape == best.shape == (2, 0)
+
+
+@pytest.mark.parametrize("compared", [1, 4, 1024])
+def test_divergences_and_gradients_are_those_of_torch(compared, monkeypatch):
+    monkeypatch.setattr(module, "COMPARED", compared)
+    z = tiny_z()
+    states, teacher = torch.randn(2, 6, z.hidden_size, generator=torch.Generator().manual_seed(0))
+    states.requires_grad_()
+    twin = states.detach().clone().requires_grad_()
+
+    nats = divergences(z, states, teacher)
+    (nats * torch.arange(6.0)).sum().backward()
+    wanted = nn.functional.kl_div(
+        z.logits(twin).log_softmax(-1),
+        z.logits(teacher).log_softmax(-1),
+        reduction="none",
+        log_target=True,
+    ).sum(-1)
+    (wanted * torch.arange(6.0)).sum().backward()
+
+    assert torch.allclose(nats, wanted, atol=1e-5)
+    assert torch.allclose(states.grad, twin.grad, atol=1e-5)
+
+
+def test_states_do_not_diverge_from_themselves():
+    z = tiny_z()
+    states = torch.randn(3, z.hidden_size)
+    assert torch.allclose(divergences(z, states, states), torch.zeros(3), atol=1e-6)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tiny import tiny_z
 from zcontext.config import CodecConfig
@@ -300,4 +301,45 @@ def test_a_stage_without_questions_says_so() -> None:
 def test_instructions_that_are_nowhere_cannot_be_drawn(config: TrainConfig) -> None:
     settings = dataclasses.replace(config.read, instruct_share=0.2)
     with pytest.raises(TrainingError, match="instruct_share needs instructions"):
+        ReadStage(tiny_z(), dataclasses.replace(config, read=settings))
+
+
+def test_a_control_teaches_and_does_not_learn(config: TrainConfig, tmp_path: Path) -> None:
+    model, other = tiny_z(), tiny_z(seed=7)
+    teacher = other.adapters.state("infer")
+    save_file(teacher, tmp_path / "control.safetensors")
+    settings = dataclasses.replace(config.read, teacher=str(tmp_path / "control.safetensors"))
+    stage = ReadStage(model, dataclasses.replace(config, read=settings))
+    batch = stage.batch(0)
+    taught = stage.module(batch, 0, torch.Generator()).metrics["divergence"]
+    plain = ReadStage(tiny_z(), config).module(batch, 0, torch.Generator()).metrics["divergence"]
+    assert not torch.isclose(taught, plain)
+    Trainer(model, stage, run=config.run, optimiser=OptimiserConfig(warmup_steps=1)).train()
+    after = model.adapters.state("teach")
+    assert all(torch.equal(after[n], t) for n, t in teacher.items())
+
+
+def test_who_reads_the_text_alike_is_taught_nothing(config: TrainConfig, tmp_path: Path) -> None:
+    """The divergence of INFER from itself is nothing where no chunk is compressed."""
+    model = tiny_z()
+    save_file(model.adapters.state("infer"), tmp_path / "infer.safetensors")
+    settings = dataclasses.replace(
+        config.read, teacher=str(tmp_path / "infer.safetensors"), raw_share=1.0, thought_share=0.0
+    )
+    stage = ReadStage(model, dataclasses.replace(config, read=settings))
+    prompts = [p for i in range(4) for p in stage.batch(i) if p.task == "question"]
+    figures = stage.module(prompts, 0, torch.Generator()).metrics
+    assert float(figures["divergence"]) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "complaint"), [(0.0, "distil_weight above 0"), (0.1, "cannot be read")]
+)
+def test_a_teacher_that_cannot_teach_says_so(
+    config: TrainConfig, tmp_path: Path, weight: float, complaint: str
+) -> None:
+    file = tmp_path / "control.safetensors"
+    file.write_bytes(b"not an adapter")
+    settings = dataclasses.replace(config.read, teacher=str(file), distil_weight=weight)
+    with pytest.raises(TrainingError, match=complaint):
         ReadStage(tiny_z(), dataclasses.replace(config, read=settings))

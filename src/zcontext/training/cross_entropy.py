@@ -1,4 +1,4 @@
-"""Cross entropy over a vocabulary without holding the scores of a whole batch.
+"""Cross entropy and divergence over a vocabulary without the scores of a whole batch at once.
 
 Scores of 25,000 positions over 49,152 tokens are 5 GB, and their gradient as much again. The head
 is frozen, so a slice of positions can be scored, its loss and its gradient in the states taken,
@@ -16,6 +16,8 @@ from zcontext.model import ZLanguageModel
 
 CHUNK = 4096
 """Positions scored at a time."""
+COMPARED = CHUNK // 4
+"""Positions at a time of which the whole distribution is compared with another."""
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -51,6 +53,32 @@ class _FrozenHead(torch.autograd.Function):
         return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
 
 
+class _FrozenHeadDivergence(torch.autograd.Function):
+    """What states say less than a teacher's under one head that is not trained."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+        nats, gradients = [], []
+        for part, taught in zip(
+            torch.split(states, COMPARED), torch.split(teacher, COMPARED), strict=True
+        ):
+            said = (part.to(weight.dtype) @ weight.T).float().log_softmax(-1)
+            meant = (taught.to(weight.dtype) @ weight.T).float().log_softmax(-1)
+            likely = meant.exp()
+            nats.append(meant.sub_(said).mul_(likely).sum(-1))
+            if ctx.needs_input_grad[0]:
+                gradient = said.exp_().sub_(likely).to(weight.dtype) @ weight
+                gradients.append(gradient.to(states.dtype))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(nats)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
+
+
 def cross_entropy(states: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of tokens under a frozen linear head.
 
@@ -80,5 +108,25 @@ def token_losses(z: ZLanguageModel, states: Tensor, targets: Tensor) -> tuple[Te
     Returns:
         Nats `[...]` and the likeliest token `[...]`.
     """
-    head = z.base.model.get_output_embeddings()
-    return cross_entropy(states, head.weight[: z.base_vocab], targets)
+    return cross_entropy(states, _head(z), targets)
+
+
+def divergences(z: ZLanguageModel, states: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of what states predict from what a teacher's states do.
+
+    Args:
+        z: The model, whose head is frozen and shared.
+        states: `[n, hidden]`, n of 1 or more.
+        teacher: Of the same shape; gets no gradient.
+
+    Returns:
+        Nats `[n]`, float32.
+    """
+    nats: Tensor = _FrozenHeadDivergence.apply(states, teacher.detach(), _head(z).detach())  # type: ignore[no-untyped-call]
+    return nats
+
+
+def _head(z: ZLanguageModel) -> Tensor:
+    """Rows of the head for the tokens of the base, `[vocab, hidden]`."""
+    weight: Tensor = z.base.model.get_output_embeddings().weight[: z.base_vocab]
+    return weight

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from zcontext.errors import TrainingError
@@ -25,6 +27,7 @@ from zcontext.training.reading import (
     Chunk,
     Prompt,
     Read,
+    ReadConfig,
     Reply,
     given,
     reply_states,
@@ -41,7 +44,9 @@ class ReadStage:
         config: The run's settings.
 
     Raises:
-        TrainingError: There are no questions, or no instructions where a share is to be drawn.
+        TrainingError: There are no questions, no instructions where a share is to be drawn, or a
+            teacher that is not used or cannot be read.
+        UnsupportedBaseError: The teacher was made for another base.
     """
 
     def __init__(self, model: ZLanguageModel, config: TrainConfig) -> None:
@@ -72,6 +77,8 @@ class ReadStage:
         if config.read.start_from_decompress and untouched:
             model.adapters.load("infer", model.adapters.state("decompress"))
             logger.info("INFER starts from a copy of DECOMPRESS")
+        if config.read.teacher:
+            add_teacher(model, config.read)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The INFER adapter."""
@@ -145,6 +152,30 @@ class ReadStage:
             total += float(nn.functional.cross_entropy(scores, target, reduction="sum")) * BITS
             count += len(target)
         return total / count
+
+
+def add_teacher(model: ZLanguageModel, config: ReadConfig) -> None:
+    """Give a model the adapter that it is to learn from; it does not learn itself.
+
+    Args:
+        model: The model.
+        config: `teacher`, a safetensors file, and the weight that it needs.
+
+    Raises:
+        TrainingError: Nothing is asked of the teacher, or its file cannot be read.
+        UnsupportedBaseError: It was made for another base.
+    """
+    if config.distil_weight <= 0:
+        raise TrainingError("[read] teacher needs a distil_weight above 0")
+    try:
+        state = load_file(config.teacher)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"[read] teacher: {config.teacher} cannot be read ({error}); name the "
+            "infer.safetensors of a bundle, or a file made like it"
+        ) from error
+    model.adapters.add("teach")
+    model.adapters.load("teach", state)
 
 
 def _length(prompt: Prompt) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zcontext.emphasis import Emphasis, place_runs, runs_of
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
-from zcontext.training.cross_entropy import token_losses
+from zcontext.training.cross_entropy import divergences, token_losses
 from zcontext.training.objective import BITS, StepOutput
 
 
@@ -67,7 +67,8 @@ class ReadConfig:
         instruct_share: Share of the other prompts that are instructions, none of them a question.
         focus_share: Share of questions whose passages are written for them, finer where answers
             stand (and in other places, as a writer that does not know the answer would).
-        distil_weight: Weight of the divergence from the plain base reading the raw text.
+        distil_weight: Weight of the divergence from a teacher that reads the raw text.
+        teacher: File of an INFER adapter that teaches, a control's say; the plain base without one.
         start_from_decompress: Start INFER from a copy of DECOMPRESS, which reads symbols already.
     """
 
@@ -94,6 +95,7 @@ class ReadConfig:
     instruct_share: float = 0.0
     focus_share: float = 0.0
     distil_weight: float = 0.0
+    teacher: str = ""
     start_from_decompress: bool = True
 
 
@@ -255,17 +257,15 @@ class Read(nn.Module):
         return StepOutput(loss, metrics, states.detach(), None)
 
     def _divergence(self, batch: Sequence[Prompt], states: Tensor) -> Tensor:
-        """KL from the plain base that reads the raw text, on the replies' tokens."""
+        """KL from the teacher that reads the raw text, on the replies' tokens."""
         z = self.z
         raw: list[list[Piece]] = [
             [piece.ids if isinstance(piece, Chunk) else piece for piece in prompt.pieces]
             for prompt in batch
         ]
-        with torch.no_grad(), z.using(None):
-            teacher = z.logits(reply_states(z, raw)).log_softmax(-1)
-        return nn.functional.kl_div(
-            z.logits(states).log_softmax(-1), teacher, reduction="batchmean", log_target=True
-        )
+        with torch.no_grad(), z.using("teach" if self.config.teacher else None):
+            teacher = reply_states(z, raw)
+        return divergences(z, states, teacher).mean()
 
 
 def given(z: ZLanguageModel, batch: Sequence[Prompt]) -> list[list[Piece]]:

@@ -8,7 +8,7 @@ r"""Give a bundle the mean, weight by weight, of what several runs made of one p
 Runs that went on from one start in different ways lie in one valley: their mean is about as good as
 each where it is good (Wortsman et al. 2022, arXiv 2203.05482). The codec stays what it is. A run is
 given by its bundle, or by the file of its part alone. With --enough the bundle also says how many
-symbols its reader reads best for one question.
+symbols its reader reads best for one question, with --pairs what two tokens a symbol are worth.
 """
 
 from __future__ import annotations
@@ -28,9 +28,14 @@ STAGES = {"infer": "read", "focus": "focus"}
 """Parts outside the codec, and the stage that trains each."""
 
 
+READER = ("enough", "pairs")
+"""What a focus says of the bundle's reader: no mean, and not in every file."""
+
+
 def mean_of(files: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     """The weighted mean of parts of one shape, in their precision."""
-    states = [load_file(file) for file in files]
+    said = {f"focus/{name}" for name in READER}
+    states = [{n: t for n, t in load_file(file).items() if n not in said} for file in files]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(each != shapes[0] for each in shapes):
         raise SystemExit("these parts are not of one shape; give runs that began alike")
@@ -60,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=sorted(STAGES), default="infer")
     parser.add_argument("--weights", type=float, nargs="*", help="of each; all alike without it")
     parser.add_argument("--enough", type=int, help="symbols for one question; 0 for no limit")
+    parser.add_argument(
+        "--pairs", type=float, help="what two tokens a symbol are worth; 0: nothing"
+    )
     options = parser.parse_args(arguments)
     training = json.loads((options.bundle / "manifest.json").read_text("utf-8"))["training"]
     model = load_bundle(options.bundle)
@@ -68,17 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{len(weights)} weights for {len(options.of)} of a part; give one for each"
         )
-    enough = None if model.focus is None else int(model.focus.enough)
+    told = {"enough": options.enough, "pairs": options.pairs}
+    if model.focus is None and any(value is not None for value in told.values()):
+        raise SystemExit("--enough and --pairs are the focus's, and this bundle has no focus")
+    kept = (
+        {} if model.focus is None else {name: float(getattr(model.focus, name)) for name in READER}
+    )
     if options.of:
         name, stage = f"{options.part}.safetensors", STAGES[options.part]
         files = [path / name if path.is_dir() else path for path in options.of]
         fill(model, {options.part: mean_of(files, weights)})
         before = training.get(stage, {})
         training[stage] = told_of(options.of, stage, before) | {"mean_of": weights}
-    if options.enough is not None and enough is None:
-        raise SystemExit("--enough is the focus's, and this bundle has no focus")
-    if model.focus is not None:  # what is enough is the reader's, and no mean
-        model.focus.enough.fill_(enough if options.enough is None else options.enough)
+    for name, value in kept.items():
+        getattr(model.focus, name).fill_(value if told[name] is None else told[name])
     save_bundle(model, options.bundle, training=training)
 
 

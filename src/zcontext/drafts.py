@@ -165,6 +165,7 @@ class Draft:
             memory=self._memory,
             take=take,
             fine=None if emphasis is None else self._fine(at, emphasis),
+            grain=1 if emphasis is None else emphasis.grain,
             request=None if allowance is None else self._request(allowance, n_free),
         )
 
@@ -202,7 +203,7 @@ class Draft:
         self.emphases = [next(emphases) if laid.n_free else None for laid in self.windows]
 
     def _fine(self, at: int, emphasis: Emphasis) -> Tensor:
-        """Which tokens of a window get a symbol each; those kept as text get none."""
+        """Which tokens of a window are emphasised; those kept as text are not."""
         laid = self.windows[at]
         if not laid.literals:
             return emphasis.fine
@@ -361,14 +362,16 @@ def emphasise_drafts(drafts: Sequence[Draft], writer: WindowWriter) -> None:
 
     Args:
         drafts: Nothing of them written; they share one budget, the sum of their own.
-        writer: Tells where windows answer the question, and how much is enough.
+        writer: Tells where windows answer the question, how much is enough, what pairs are worth.
     """
     tasks = [task for draft in drafts for task in draft.readings()]
     odds = writer.attend(tasks)
     relevance = [row[free_places(task)] for task, row in zip(tasks, odds, strict=True)]
     n_symbols = sum(draft.n_symbols for draft in drafts)
     opens = [writer.opens(task) for task in tasks]
-    emphases = emphasise(relevance, n_symbols, opens=opens, enough=writer.enough)
+    emphases = emphasise(
+        relevance, n_symbols, opens=opens, enough=writer.enough, pairs=writer.pairs
+    )
     if emphases is not None:
         spent = iter(emphases)
         for draft in drafts:

@@ -2,8 +2,9 @@
 
 Where it is known what a text is for, a budget is better spent unevenly: the tokens that an answer
 may stand in, or the end of what will be gone on with, are written one a symbol, which a reader
-takes like text, and the rest much coarser than was asked for. The document as a whole keeps its
-ratio. What this module does not know: models, text, where the relevance of a token comes from.
+takes like text, or two a symbol where that is worth it, and the rest much coarser than was asked
+for. The document as a whole keeps its ratio. What this module does not know: models, text, where
+the relevance of a token comes from.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ HALO = 40
 BRIDGED = 2
 """Tokens between two emphasised ones that are emphasised with them."""
 
+PAIR = 2
+"""Tokens for each symbol where symbols of one token would reach less far than the question asks."""
+
 LONGEST = 12
 """Tokens of a word that is emphasised as a whole. What is longer is no word (a link, a key, text
 without spaces), and each of its tokens stands for itself."""
@@ -44,12 +48,14 @@ class Emphasis:
     """How the budget of one window is spent.
 
     Attributes:
-        fine: Per token whether it gets a symbol of its own, bool `[n]`.
+        fine: Per token whether it is emphasised, bool `[n]`.
         n_slots: Symbols of the window.
+        grain: Tokens for each symbol of what is emphasised: 1 or `PAIR`.
     """
 
     fine: Tensor
     n_slots: int
+    grain: int = 1
 
 
 def emphasise(
@@ -58,8 +64,12 @@ def emphasise(
     *,
     opens: Sequence[Tensor] | None = None,
     enough: int = 0,
+    pairs: float = 0.0,
 ) -> list[Emphasis] | None:
     """Spend a document's symbols on what a question is about.
+
+    Two tokens a symbol reach twice as far and are harder to read: they are chosen where the odds of
+    an answer among what is emphasised then grow by more than that costs.
 
     Args:
         relevance: Log-odds per token that an answer stands there, `[n]` for every window; they are
@@ -68,6 +78,8 @@ def emphasise(
         opens: Which tokens begin a word, bool `[n]` for every window: a word is emphasised as a
             whole or not at all, unless there is room for no word. None takes every token for one.
         enough: Symbols, beside one for each window, behind which no more are spent; 0 spends all.
+        pairs: What an answer of two tokens a symbol is worth to the reader, over one of a token a
+            symbol: 0 never writes so, infinity always.
 
     Returns:
         One emphasis for each window, which together spend exactly `n_symbols`, or what is enough
@@ -82,7 +94,12 @@ def emphasise(
     shared = _shared(relevance)
     of_words = torch.zeros_like(shared).scatter_reduce(0, words, shared, "amax")
     ranked = of_words[words].argsort(descending=True, stable=True)
-    return _emphasised(ranked, words, lengths, n_symbols)
+    single = _emphasised(ranked, words, lengths, n_symbols)
+    if single is None or not pairs or PAIR * n_symbols >= len(ranked):
+        return single
+    paired = _emphasised(ranked, words, lengths, n_symbols, grain=PAIR)
+    odds = torch.cat(list(relevance)).double().softmax(-1)
+    return paired if pairs * _held(paired, odds) > _held(single, odds) else single
 
 
 def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | None:
@@ -99,6 +116,11 @@ def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | No
     return _emphasised(places.flip(0), places, list(lengths), n_symbols)
 
 
+def _held(emphases: Sequence[Emphasis] | None, odds: Tensor) -> float:
+    """Share of the odds that stands in what is emphasised."""
+    return float(odds[torch.cat([each.fine for each in emphases or ()])].sum())
+
+
 def _words(opens: Sequence[Tensor]) -> Tensor:
     """The word of each token, all windows behind each other, int64 `[n]`."""
     starts = torch.cat([torch.cat([row.new_ones(1), row[1:]]) for row in opens if len(row)])
@@ -109,7 +131,7 @@ def _words(opens: Sequence[Tensor]) -> Tensor:
 
 
 def _emphasised(
-    ranked: Tensor, words: Tensor, lengths: list[int], n_symbols: int
+    ranked: Tensor, words: Tensor, lengths: list[int], n_symbols: int, *, grain: int = 1
 ) -> list[Emphasis] | None:
     """Emphasis on the first of some ranked tokens, as many whole words as there are symbols for.
 
@@ -118,6 +140,7 @@ def _emphasised(
         words: The word of each token, int64 `[n]`.
         lengths: Tokens of each window.
         n_symbols: Symbols of all.
+        grain: Tokens for each symbol of what is emphasised.
 
     Returns:
         An emphasis for each window.
@@ -127,7 +150,7 @@ def _emphasised(
         return None
     n_symbols = min(n_symbols, n)
     coarse = COARSENESS * n / n_symbols
-    most = n if n_symbols == n else int((n_symbols - n / coarse) / (1 - 1 / coarse))
+    most = n if n_symbols == n else int((n_symbols - n / coarse) / (1 / grain - 1 / coarse))
     count = max(0, most)
     of_ranked = words[ranked]
     whole = [0, *((of_ranked[1:] != of_ranked[:-1]).nonzero().squeeze(-1) + 1).tolist(), n]
@@ -136,11 +159,11 @@ def _emphasised(
         chosen[ranked[: whole[bisect_right(whole, count) - 1] or count]] = True
         fine = [_bridged(row) for row in torch.split(chosen, lengths)]
         runs = [run for row in fine for run in runs_of(row)]
-        needed = sum(end - start if is_fine else 1 for start, end, is_fine in runs)
+        needed = fewest_slots(runs, grain)
         if needed <= n_symbols:
             break
         count -= max(1, (needed - n_symbols) // 2)
-    return _spent(fine, n_symbols)
+    return _spent(fine, n_symbols, grain)
 
 
 def place_runs(
@@ -149,6 +172,7 @@ def place_runs(
     runs: Sequence[tuple[int, int, bool]],
     n_slots: int,
     *,
+    grain: int = 1,
     depth: int | None = None,
     starts: Tensor | None = None,
     costs: Tensor | None = None,
@@ -159,7 +183,8 @@ def place_runs(
         config: Of the codec.
         surprisal: Bits per token, `[n]`.
         runs: As `runs_of` gives them; any of them.
-        n_slots: Symbols of all; one for each token of a fine run, and for each other run, at least.
+        n_slots: Symbols of all, at least `fewest_slots`.
+        grain: Tokens for each symbol of a fine run.
         depth: Codes per symbol; None means the codec's own.
         starts: Where phrases start, none reaching across two runs, bool `[1, n]`; None takes every
             token for itself.
@@ -169,7 +194,7 @@ def place_runs(
         Per run the last token of every segment, int64, on the CPU.
     """
     bits = [surprisal[start:end].detach().cpu() for start, end, _ in runs]
-    shares = share_slots(bits, n_slots, whole=[is_fine for *_, is_fine in runs])
+    shares = share_slots(bits, n_slots, fine=[is_fine for *_, is_fine in runs], grain=grain)
     placed = []
     for row, share, (start, end, _) in zip(bits, shares, runs, strict=True):
         told = {
@@ -186,7 +211,7 @@ def runs_of(fine: Tensor, edges: Sequence[int] = ()) -> list[tuple[int, int, boo
     """Stretches of tokens that are all fine or all coarse.
 
     Args:
-        fine: Per token whether it gets a symbol of its own, bool `[n]`.
+        fine: Per token whether it is emphasised, bool `[n]`.
         edges: Places that no stretch reaches across.
 
     Returns:
@@ -198,28 +223,49 @@ def runs_of(fine: Tensor, edges: Sequence[int] = ()) -> list[tuple[int, int, boo
     return [(a, b, bool(fine[a])) for a, b in pairwise(places)]
 
 
-def share_slots(runs: Sequence[Tensor], n_slots: int, *, whole: Sequence[bool] = ()) -> list[int]:
+def fewest_slots(runs: Sequence[tuple[int, int, bool]], grain: int) -> int:
+    """Slots that some runs need.
+
+    Args:
+        runs: As `runs_of` gives them.
+        grain: Tokens for each slot of a fine run.
+
+    Returns:
+        One for each `grain` tokens of a fine run, one for each other run.
+    """
+    return sum(-(-(end - start) // grain) if is_fine else 1 for start, end, is_fine in runs)
+
+
+def share_slots(
+    runs: Sequence[Tensor], n_slots: int, *, fine: Sequence[bool] = (), grain: int = 1
+) -> list[int]:
     """Slots for runs of tokens, each in proportion to its surprisal (D'Hondt's method).
 
     Args:
         runs: Surprisal of each run's tokens, bits, `[n]`.
         n_slots: At least one for each run, at most one for each token.
-        whole: Which runs get a slot for each of their tokens, whatever is left for the others.
+        fine: Which runs get a slot for each `grain` of their tokens first, and no more before all
+            others have a slot for each of theirs.
+        grain: Tokens for each slot of these.
 
     Returns:
         Slots of each run, 1 to the number of its tokens.
     """
-    given = list(whole) or [False] * len(runs)
-    shares = [len(run) if all_of_it else 1 for run, all_of_it in zip(runs, given, strict=True)]
+    given = list(fine) or [False] * len(runs)
+    shares = [
+        -(-len(run) // grain) if is_fine else 1 for run, is_fine in zip(runs, given, strict=True)
+    ]
     waiting = [
-        (-float(weigh(run).sum()) / 2, at) for at, run in enumerate(runs) if shares[at] < len(run)
+        (given[at], -float(weigh(run).sum()) / (shares[at] + 1), at)
+        for at, run in enumerate(runs)
+        if shares[at] < len(run)
     ]
     heapify(waiting)
     for _ in range(n_slots - sum(shares)):
-        price, at = heappop(waiting)
+        is_fine, price, at = heappop(waiting)
         shares[at] += 1
         if shares[at] < len(runs[at]):
-            heappush(waiting, (price * shares[at] / (shares[at] + 1), at))
+            heappush(waiting, (is_fine, price * shares[at] / (shares[at] + 1), at))
     return shares
 
 
@@ -246,17 +292,16 @@ def _bridged(fine: Tensor) -> Tensor:
     return found
 
 
-def _spent(fine: Sequence[Tensor], n_symbols: int) -> list[Emphasis]:
-    """Symbols of each window: one for each fine token, the others by length."""
+def _spent(fine: Sequence[Tensor], n_symbols: int, grain: int) -> list[Emphasis]:
+    """Symbols of each window: one for each `grain` fine tokens, the others by length."""
     pieces = [
         (at, torch.zeros(end - start), is_fine)
         for at, row in enumerate(fine)
         for start, end, is_fine in runs_of(row)
     ]
-    shares = share_slots(
-        [alike for _, alike, _ in pieces], n_symbols, whole=[is_fine for *_, is_fine in pieces]
-    )
+    is_fine = [each for *_, each in pieces]
+    shares = share_slots([alike for _, alike, _ in pieces], n_symbols, fine=is_fine, grain=grain)
     n_slots = [0] * len(fine)
     for (at, *_), share in zip(pieces, shares, strict=True):
         n_slots[at] += share
-    return [Emphasis(row, count) for row, count in zip(fine, n_slots, strict=True)]
+    return [Emphasis(row, count, grain) for row, count in zip(fine, n_slots, strict=True)]

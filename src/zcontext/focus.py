@@ -41,15 +41,19 @@ class Focus(nn.Module):
             tells most.
         enough: Symbols that the bundle's reader reads best for one question, beside one for each
             window, however many a ratio would allow; 0 where nobody has found that out.
+        pairs: What an answer is worth to the bundle's reader that is written two tokens a symbol,
+            over one that is written a token a symbol; 0 where it does not read such.
     """
 
     commonness: Tensor
     enough: Tensor
+    pairs: Tensor
 
     def __init__(self, *, hidden_size: int, vocab_size: int, dropout: float = 0.2) -> None:
         super().__init__()
         self.register_buffer("commonness", torch.full((vocab_size,), -USUAL))
         self.register_buffer("enough", torch.zeros(()))
+        self.register_buffer("pairs", torch.zeros(()))
         self.match = nn.Linear(hidden_size, MATCHED, bias=False)
         self.state = nn.Linear(hidden_size, SEEN)
         self.word = nn.Linear(hidden_size, SEEN)
@@ -64,9 +68,16 @@ class Focus(nn.Module):
         self.digest = ""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Bundles from before it was known do not say what is enough.
-        state_dict.setdefault(f"{prefix}enough", torch.zeros(()))
+        # Bundles from before it was known do not say what is enough, or what pairs are worth.
+        for name in ("enough", "pairs"):
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # What says nothing of pairs keeps the digest, and the stored documents, that it had.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not self.pairs:
+            del destination[f"{prefix}pairs"]
 
     @in_full_precision
     def forward(self, hidden: Tensor, words: Tensor, ids: Tensor, n_question: int) -> Tensor:

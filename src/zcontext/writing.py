@@ -22,7 +22,7 @@ from zcontext.anchoring import Seams, end_costs
 from zcontext.attending import relevance
 from zcontext.caches import rows_of
 from zcontext.composing import Composition, Passage
-from zcontext.emphasis import place_runs, runs_of
+from zcontext.emphasis import fewest_slots, place_runs, runs_of
 from zcontext.errors import ConfigError, ModelError
 from zcontext.literals import beside
 from zcontext.model import ZLanguageModel
@@ -67,8 +67,9 @@ class WindowTask:
         facts: Which tokens of the target belong to a number, a name or an address and are said
             before others, bool `[n]`; None has all of them follow the surprisal.
         literals: Tokens of the target that are kept as text, from its start, in order.
-        fine: Per token of the target whether it gets a symbol of its own, bool `[n]`; None has
-            all of them follow the surprisal.
+        fine: Per token of the target whether it is emphasised, bool `[n]`; None has all of them
+            follow the surprisal.
+        grain: Tokens for each symbol of what is emphasised.
         request: What the autoregressive writer is asked for, which decides itself; None has the
             window written in one pass.
         n_question: Tokens in front of context and target that ask something of them.
@@ -84,6 +85,7 @@ class WindowTask:
     facts: Tensor | None = None
     literals: tuple[Extent, ...] = ()
     fine: Tensor | None = None
+    grain: int = 1
     request: Request | None = None
     n_question: int = 0
     anchored: bool = False
@@ -159,6 +161,11 @@ class WindowWriter:
     def enough(self) -> int:
         """Symbols for one question beside one for each window, 0 for no limit: see `Focus`."""
         return 0 if self.model.focus is None else int(self.model.focus.enough)
+
+    @property
+    def pairs(self) -> float:
+        """What two tokens a symbol are worth where a question is asked: see `Focus`."""
+        return 0.0 if self.model.focus is None else float(self.model.focus.pairs)
 
     def opens(self, task: WindowTask) -> Tensor:
         """Which of the tokens that a window writes begin a word.
@@ -260,14 +267,14 @@ class WindowWriter:
         edges = [edge for each in task.literals for edge in (each.start, each.end)]
         kept = {each.start for each in task.literals}
         runs = [run for run in runs_of(fine, edges) if run[0] not in kept]
-        if n_slots < sum(b - a if is_fine else 1 for a, b, is_fine in runs):
+        if n_slots < fewest_slots(runs, task.grain):
             # Too few for every run to have its own: segments reach across.
             costs = None if costs is None else costs[:, free]
             places = free[self._placed(bits[free], n_slots, task, costs=costs)]
             return _Slots(places, n)
         starts = cut(target, [{start for start, *_ in runs} | set(edges)])
         config, told = self.model.config, {"starts": starts, "costs": costs}
-        placed = place_runs(config, bits, runs, n_slots, depth=task.depth, **told)
+        placed = place_runs(config, bits, runs, n_slots, grain=task.grain, depth=task.depth, **told)
         ends: list[int] = []
         dropped: list[int] = []
         for (a, *_), found in zip(runs, placed, strict=True):

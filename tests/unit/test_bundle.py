@@ -269,7 +269,7 @@ def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_pat
     paths = [str(tmp_path / name) for name in ("one", "one", "other/infer.safetensors")]
     with pytest.raises(SystemExit, match="3 weights for 2 of a part"):
         script.main([*paths, "--weights", "1", "2", "3"])
-    script.main([*paths, "--weights", "1", "3", "--enough", "7"])
+    script.main([*paths, "--weights", "1", "3", "--enough", "7", "--pairs", "0.5"])
     for part in PARTS:
         now = (tmp_path / "one" / f"{part}.safetensors").read_bytes()
         assert (now == before[part]) == (part != "infer")
@@ -295,7 +295,7 @@ def test_the_mean_of_infer_adapters_goes_into_a_bundle_whose_codec_stays(tmp_pat
     )
     again = load_bundle(tmp_path / "one")
     torch.testing.assert_close(again.focus.out.bias, model.focus.out.bias - 1.0, atol=2e-3, rtol=0)
-    assert int(again.focus.enough) == 7
+    assert (int(again.focus.enough), float(again.focus.pairs)) == (7, 0.5)
     manifest = read_manifest(tmp_path / "one")
     assert manifest["training"]["focus"] == {**told, "mean_of": [1.0, 1.0]}
     model.adapters.add("focus", depth=3)

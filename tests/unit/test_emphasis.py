@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,9 +12,11 @@ from hypothesis import strategies as st
 from zcontext.config import CodecConfig
 from zcontext.emphasis import (
     BRIDGED,
+    PAIR,
     Emphasis,
     emphasise,
     emphasise_end,
+    fewest_slots,
     place_runs,
     runs_of,
     share_slots,
@@ -30,7 +34,7 @@ def odds(n: int, seed: int) -> torch.Tensor:
 def ends_of(emphasis: Emphasis, seed: int) -> torch.Tensor:
     bits = odds(len(emphasis.fine), seed).abs()
     runs = runs_of(emphasis.fine)
-    return torch.cat(place_runs(CODEC, bits, runs, emphasis.n_slots))
+    return torch.cat(place_runs(CODEC, bits, runs, emphasis.n_slots, grain=emphasis.grain))
 
 
 @given(lengths, st.floats(0, 1), st.integers(0, 1000))
@@ -76,6 +80,54 @@ def test_every_fine_token_closes_a_segment_that_is_it_alone(
         closed = torch.zeros(len(each.fine), dtype=torch.bool)
         closed[ends[alone]] = True
         assert bool(closed[each.fine].all())
+
+
+@given(lengths, st.floats(0, 1), st.integers(0, 1000))
+def test_pairs_spend_as_many_symbols_on_no_fewer_tokens(
+    sizes: list[int], share: float, seed: int
+) -> None:
+    n_symbols = len(sizes) + int(share * (sum(sizes) - len(sizes)))
+    rows = [odds(n, seed + k) for k, n in enumerate(sizes)]
+    single, paired = emphasise(rows, n_symbols), emphasise(rows, n_symbols, pairs=math.inf)
+    assert single is not None
+    assert paired is not None
+    assert sum(each.n_slots for each in paired) == n_symbols
+    reached = [sum(int(each.fine.sum()) for each in found) for found in (single, paired)]
+    assert reached[1] >= reached[0] - 2 * BRIDGED * len(sizes)
+    for each in paired:
+        runs = runs_of(each.fine)
+        assert fewest_slots(runs, each.grain) <= each.n_slots <= len(each.fine)
+        ends = ends_of(each, seed)
+        assert len(ends) == each.n_slots
+        assert bool((ends[1:] > ends[:-1]).all())
+        assert int(ends[-1]) == len(each.fine) - 1
+        for start, end, is_fine in runs:
+            inside = int(((ends >= start) & (ends < end)).sum())
+            assert inside >= (-(-(end - start) // each.grain) if is_fine else 1)
+
+
+def test_pairs_are_written_where_what_they_reach_is_worth_it() -> None:
+    sure, unsure = torch.zeros(160), torch.zeros(160)
+    sure[40:43] = 14.0
+    for place in (20, 45, 70, 95, 120, 145):  # more than symbols of one token reach
+        unsure[place : place + 6] = 6.0
+    grains = {}
+    for name, row in (("sure", sure), ("unsure", unsure)):
+        for pairs in (0.0, 0.7, math.inf):
+            found = emphasise([row], 20, pairs=pairs)
+            assert found is not None
+            grains[name, pairs] = found[0].grain
+    assert grains == {
+        ("sure", 0.0): 1,
+        ("sure", 0.7): 1,
+        ("sure", math.inf): PAIR,
+        ("unsure", 0.0): 1,
+        ("unsure", 0.7): PAIR,
+        ("unsure", math.inf): PAIR,
+    }
+    half = emphasise([unsure], 80, pairs=math.inf)
+    assert half is not None
+    assert half[0].grain == 1, "symbols of one token reach everything that pairs could"
 
 
 @given(st.integers(30, 120), st.integers(0, 1000))
@@ -193,7 +245,7 @@ def test_runs_cover_the_tokens_once_and_are_of_one_kind(
 
 def test_whole_runs_get_a_slot_a_token_and_the_rest_by_surprisal() -> None:
     runs = [torch.full((8,), 1.0), torch.full((4,), 0.0), torch.full((8,), 3.0)]
-    shares = share_slots(runs, 12, whole=[False, True, False])
+    shares = share_slots(runs, 12, fine=[False, True, False])
     assert shares[1] == 4
     assert sum(shares) == 12
     assert shares[2] > shares[0]

@@ -78,14 +78,38 @@ def test_a_bundle_that_says_what_is_enough_spends_no_more_on_a_question(
     assert plain.n_symbols == plain.n_tokens // 2
 
 
-def test_a_focus_from_before_this_was_known_spends_all() -> None:
+def test_a_bundle_whose_reader_reads_pairs_has_them_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zcontext.bundle.load_base", lambda *args, **kwargs: tiny_base())
+    model = tiny_focused()
+    assert model.focus is not None
+    single = ZCompressor(model).compress(TEXT * 2, settings=SMALL, ratio=6, question=ASKED)
+    before = model.focus.digest
+    model.focus.pairs.fill_(1000.0)
+    model.seal()
+    assert model.focus.digest != before, "stores tell documents apart"
+    save_bundle(model, tmp_path / "bundle")
+    compressor = ZCompressor(load_bundle(tmp_path / "bundle"))
+    paired = compressor.compress(TEXT * 2, settings=SMALL, ratio=6, question=ASKED)
+    assert paired.n_symbols == single.n_symbols
+    alone = [lengths(document).count(1) for document in (single, paired)]
+    assert alone[1] < alone[0]
+
+
+def test_a_focus_from_before_this_was_known_spends_all_a_token_a_symbol() -> None:
     model = tiny_focused()
     assert model.focus is not None
     state = model.focus.state_dict()
+    digest = model.focus.digest
     model.focus.enough.fill_(9)
+    model.focus.pairs.fill_(0.5)
     del state["enough"]
+    assert "pairs" not in state
     model.focus.load_state_dict(state)
-    assert int(model.focus.enough) == 0
+    assert (int(model.focus.enough), float(model.focus.pairs)) == (0, 0.0)
+    model.seal()
+    assert model.focus.digest == digest
 
 
 def test_without_a_question_nothing_changes() -> None:

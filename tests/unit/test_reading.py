@@ -224,6 +224,21 @@ def test_texts_to_go_on_with_are_long_and_written_with_emphasis_on_their_end(
     assert all(len(reply) <= 96 for prompt in prompts for reply in prompt.replies)
 
 
+def test_contexts_of_questions_are_written_in_pairs_as_often_as_asked(config: TrainConfig) -> None:
+    grains: dict[float, set[int]] = {}
+    for share in (0.0, 1.0):
+        read = dataclasses.replace(
+            config.read, focus_share=1.0, pair_share=share, raw_share=0.0, min_ratio=4.0
+        )
+        stage = ReadStage(tiny_z(), dataclasses.replace(config, read=read))
+        drawn = [p for i in range(6) for prompt in stage.batch(i) for p in prompt.pieces]
+        chunks = [p for p in drawn if isinstance(p, Chunk) and p.emphasis is not None]
+        grains[share] = {chunk.emphasis.grain for chunk in chunks if chunk.emphasis is not None}
+        written = compress_chunks(stage.model, chunks)
+        assert [len(symbols) for symbols in written] == [chunk.n_symbols for chunk in chunks]
+    assert grains == {0.0: {1}, 1.0: {2}}
+
+
 def test_replies_that_are_thought_begin_as_symbols(config: TrainConfig, tmp_path: Path) -> None:
     text = "It was a calm night. " * 60
     write_shards([text], tmp_path / "long", encode=lambda t: list(t.encode()))

@@ -367,7 +367,9 @@ class PromptSource:
         relevance = torch.split(self._relevance(ids, about, rng), lengths)
         seams = token_seams(self._tokenizer, len(self._tokenizer))
         opens = torch.split(seams.openings(ids), lengths)
-        return emphasised_chunks(chunks, emphasise(relevance, n_symbols, opens=opens))
+        pairs = np.inf if rng.random() < self._settings.pair_share else 0.0
+        emphases = emphasise(relevance, n_symbols, opens=opens, pairs=pairs)
+        return emphasised_chunks(chunks, emphases)
 
     def _ratio(self, rng: np.random.Generator) -> float:
         """Tokens per symbol: as often 4 to 8 as 8 to 16."""

@@ -67,6 +67,7 @@ class ReadConfig:
         instruct_share: Share of the other prompts that are instructions, none of them a question.
         focus_share: Share of questions whose passages are written for them, finer where answers
             stand (and in other places, as a writer that does not know the answer would).
+        pair_share: Share of these that are written two tokens a symbol there, not one.
         distil_weight: Weight of the divergence from a teacher that reads the raw text.
         teacher: File of an INFER adapter that teaches, a control's say; the plain base without one.
         start_from_decompress: Start INFER from a copy of DECOMPRESS, which reads symbols already.
@@ -94,6 +95,7 @@ class ReadConfig:
     instructions: tuple[str, ...] = ()
     instruct_share: float = 0.0
     focus_share: float = 0.0
+    pair_share: float = 0.0
     distil_weight: float = 0.0
     teacher: str = ""
     start_from_decompress: bool = True
@@ -191,7 +193,15 @@ def compress_chunks(z: ZLanguageModel, chunks: Sequence[Chunk]) -> list[Tensor]:
             runs = runs_of(chunk.emphasis.fine)
             starts = z.codebook.cut(text, [{start for start, *_ in runs}])
             placed = torch.cat(
-                place_runs(z.config, bits, runs, count, depth=chunk.depth, starts=starts)
+                place_runs(
+                    z.config,
+                    bits,
+                    runs,
+                    count,
+                    grain=chunk.emphasis.grain,
+                    depth=chunk.depth,
+                    starts=starts,
+                )
             )
         ends[row, :count] = placed.to(z.device)
         ends[row, count:] = len(chunk.ids) - 1

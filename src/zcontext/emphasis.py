@@ -88,14 +88,14 @@ def emphasise(
     if enough:
         n_symbols = min(n_symbols, len(relevance) + enough)
     lengths = [len(row) for row in relevance]
-    if not sum(lengths):
+    if not sum(lengths) or n_symbols < len(lengths):
         return None
     words = torch.arange(sum(lengths)) if opens is None else _words(opens)
     shared = _shared(relevance)
     of_words = torch.zeros_like(shared).scatter_reduce(0, words, shared, "amax")
     ranked = of_words[words].argsort(descending=True, stable=True)
     single = _emphasised(ranked, words, lengths, n_symbols)
-    if single is None or not pairs or PAIR * n_symbols >= len(ranked):
+    if not pairs or PAIR * n_symbols >= len(ranked):
         return single
     paired = _emphasised(ranked, words, lengths, n_symbols, grain=PAIR)
     odds = torch.cat(list(relevance)).double().softmax(-1)
@@ -112,13 +112,15 @@ def emphasise_end(lengths: Sequence[int], n_symbols: int) -> list[Emphasis] | No
     Returns:
         As `emphasise` does.
     """
+    if not sum(lengths) or n_symbols < len(lengths):
+        return None
     places = torch.arange(sum(lengths))
     return _emphasised(places.flip(0), places, list(lengths), n_symbols)
 
 
-def _held(emphases: Sequence[Emphasis] | None, odds: Tensor) -> float:
+def _held(emphases: Sequence[Emphasis], odds: Tensor) -> float:
     """Share of the odds that stands in what is emphasised."""
-    return float(odds[torch.cat([each.fine for each in emphases or ()])].sum())
+    return float(odds[torch.cat([each.fine for each in emphases])].sum())
 
 
 def _words(opens: Sequence[Tensor]) -> Tensor:
@@ -132,22 +134,20 @@ def _words(opens: Sequence[Tensor]) -> Tensor:
 
 def _emphasised(
     ranked: Tensor, words: Tensor, lengths: list[int], n_symbols: int, *, grain: int = 1
-) -> list[Emphasis] | None:
+) -> list[Emphasis]:
     """Emphasis on the first of some ranked tokens, as many whole words as there are symbols for.
 
     Args:
         ranked: The tokens, those of a word behind each other, int64 `[n]`.
         words: The word of each token, int64 `[n]`.
         lengths: Tokens of each window.
-        n_symbols: Symbols of all.
+        n_symbols: Symbols of all, one for each window at least.
         grain: Tokens for each symbol of what is emphasised.
 
     Returns:
         An emphasis for each window.
     """
     n = len(ranked)
-    if n_symbols < len(lengths) or not n:
-        return None
     n_symbols = min(n_symbols, n)
     coarse = COARSENESS * n / n_symbols
     most = n if n_symbols == n else int((n_symbols - n / coarse) / (1 / grain - 1 / coarse))

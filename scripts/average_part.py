@@ -27,7 +27,6 @@ from zcontext.bundle import fill, load_bundle, save_bundle
 STAGES = {"infer": "read", "focus": "focus"}
 """Parts outside the codec, and the stage that trains each."""
 
-
 READER = ("enough", "pairs")
 """What a focus says of the bundle's reader: no mean, and not in every file."""
 
@@ -77,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{len(weights)} weights for {len(options.of)} of a part; give one for each"
         )
     told = {"enough": options.enough, "pairs": options.pairs}
+    if any(value is not None and value < 0 for value in told.values()):
+        parser.error("--enough and --pairs are 0 or more")
     if model.focus is None and any(value is not None for value in told.values()):
         raise SystemExit("--enough and --pairs are the focus's, and this bundle has no focus")
     kept = (

@@ -367,7 +367,7 @@ class PromptSource:
         relevance = torch.split(self._relevance(ids, about, rng), lengths)
         seams = token_seams(self._tokenizer, len(self._tokenizer))
         opens = torch.split(seams.openings(ids), lengths)
-        pairs = np.inf if rng.random() < self._settings.pair_share else 0.0
+        pairs = np.inf if (share := self._settings.pair_share) and rng.random() < share else 0.0
         emphases = emphasise(relevance, n_symbols, opens=opens, pairs=pairs)
         return emphasised_chunks(chunks, emphases)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,19 +56,30 @@ def test_every_budget_is_kept(budget: dict[str, float]) -> None:
         assert 0 < document.n_symbols < document.n_tokens
 
 
-def test_a_bundle_that_says_what_is_enough_spends_no_more_on_a_question(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ZCompressor]:
+    """A compressor of a bundle that was saved and loaded, and says something of its reader."""
     monkeypatch.setattr("zcontext.bundle.load_base", lambda *args, **kwargs: tiny_base())
-    model = tiny_focused()
-    free = ZCompressor(model).compress(TEXT * 2, settings=SMALL, ratio=2, question=ASKED)
-    before = model.focus.digest if model.focus is not None else ""
-    assert model.focus is not None
-    model.focus.enough.fill_(9)
-    model.seal()
-    assert model.focus.digest != before, "stores tell documents apart"
-    save_bundle(model, tmp_path / "bundle")
-    compressor = ZCompressor(load_bundle(tmp_path / "bundle"))
+
+    def build(**said: float) -> ZCompressor:
+        model = tiny_focused()
+        assert model.focus is not None
+        before = model.focus.digest
+        for name, value in said.items():
+            getattr(model.focus, name).fill_(value)
+        model.seal()
+        assert model.focus.digest != before, "stores tell documents apart"
+        save_bundle(model, tmp_path / "bundle")
+        return ZCompressor(load_bundle(tmp_path / "bundle"))
+
+    return build
+
+
+def test_a_bundle_that_says_what_is_enough_spends_no_more_on_a_question(
+    told: Callable[..., ZCompressor],
+) -> None:
+    free = ZCompressor(tiny_focused()).compress(TEXT * 2, settings=SMALL, ratio=2, question=ASKED)
+    compressor = told(enough=9)
     held = compressor.compress(TEXT * 2, settings=SMALL, ratio=2, question=ASKED)
     assert held.n_symbols == len(held.spans) + 9 < free.n_symbols
     together = compressor.compress_together([TEXT, TEXT * 2], question=ASKED, ratio=2)
@@ -79,19 +91,12 @@ def test_a_bundle_that_says_what_is_enough_spends_no_more_on_a_question(
 
 
 def test_a_bundle_whose_reader_reads_pairs_has_them_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    told: Callable[..., ZCompressor],
 ) -> None:
-    monkeypatch.setattr("zcontext.bundle.load_base", lambda *args, **kwargs: tiny_base())
-    model = tiny_focused()
-    assert model.focus is not None
-    single = ZCompressor(model).compress(TEXT * 2, settings=SMALL, ratio=6, question=ASKED)
-    before = model.focus.digest
-    model.focus.pairs.fill_(1000.0)
-    model.seal()
-    assert model.focus.digest != before, "stores tell documents apart"
-    save_bundle(model, tmp_path / "bundle")
-    compressor = ZCompressor(load_bundle(tmp_path / "bundle"))
-    paired = compressor.compress(TEXT * 2, settings=SMALL, ratio=6, question=ASKED)
+    compressors = ZCompressor(tiny_focused()), told(pairs=1000.0)
+    single, paired = (
+        each.compress(TEXT * 2, settings=SMALL, ratio=6, question=ASKED) for each in compressors
+    )
     assert paired.n_symbols == single.n_symbols
     alone = [lengths(document).count(1) for document in (single, paired)]
     assert alone[1] < alone[0]

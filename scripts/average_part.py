@@ -23,17 +23,15 @@ import torch
 from safetensors.torch import load_file
 
 from zcontext.bundle import fill, load_bundle, save_bundle
+from zcontext.focus import OF_READER
 
 STAGES = {"infer": "read", "focus": "focus"}
 """Parts outside the codec, and the stage that trains each."""
 
-READER = ("enough", "pairs")
-"""What a focus says of the bundle's reader: no mean, and not in every file."""
-
 
 def mean_of(files: Sequence[Path], weights: Sequence[float]) -> dict[str, torch.Tensor]:
     """The weighted mean of parts of one shape, in their precision."""
-    said = {f"focus/{name}" for name in READER}
+    said = {f"focus/{name}" for name in OF_READER}  # no mean, and not in every file
     states = [{n: t for n, t in load_file(file).items() if n not in said} for file in files]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(each != shapes[0] for each in shapes):
@@ -75,13 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(
             f"{len(weights)} weights for {len(options.of)} of a part; give one for each"
         )
-    told = {"enough": options.enough, "pairs": options.pairs}
+    told = {name: getattr(options, name) for name in OF_READER}
     if any(value is not None and value < 0 for value in told.values()):
         parser.error("--enough and --pairs are 0 or more")
     if model.focus is None and any(value is not None for value in told.values()):
         raise SystemExit("--enough and --pairs are the focus's, and this bundle has no focus")
     kept = (
-        {} if model.focus is None else {name: float(getattr(model.focus, name)) for name in READER}
+        {}
+        if model.focus is None
+        else {name: float(getattr(model.focus, name)) for name in OF_READER}
     )
     if options.of:
         name, stage = f"{options.part}.safetensors", STAGES[options.part]

@@ -26,6 +26,8 @@ KERNEL = 9
 """Tokens that a convolution sees at once; the second sees as many, four apart."""
 USUAL = 8.0
 """Nats of surprise in an ordinary content word, by its frequency alone."""
+OF_READER = ("enough", "pairs")
+"""What a focus keeps of the bundle's reader: set, not learned, and 0 in bundles from before."""
 
 
 class Focus(nn.Module):
@@ -52,8 +54,8 @@ class Focus(nn.Module):
     def __init__(self, *, hidden_size: int, vocab_size: int, dropout: float = 0.2) -> None:
         super().__init__()
         self.register_buffer("commonness", torch.full((vocab_size,), -USUAL))
-        self.register_buffer("enough", torch.zeros(()))
-        self.register_buffer("pairs", torch.zeros(()))
+        for name in OF_READER:
+            self.register_buffer(name, torch.zeros(()))
         self.match = nn.Linear(hidden_size, MATCHED, bias=False)
         self.state = nn.Linear(hidden_size, SEEN)
         self.word = nn.Linear(hidden_size, SEEN)
@@ -68,16 +70,9 @@ class Focus(nn.Module):
         self.digest = ""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        # Bundles from before it was known do not say what is enough, or what pairs are worth.
-        for name in ("enough", "pairs"):
+        for name in OF_READER:
             state_dict.setdefault(f"{prefix}{name}", torch.zeros(()))
         super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        # What says nothing of pairs keeps the digest, and the stored documents, that it had.
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not self.pairs:
-            del destination[f"{prefix}pairs"]
 
     @in_full_precision
     def forward(self, hidden: Tensor, words: Tensor, ids: Tensor, n_question: int) -> Tensor:

@@ -20,7 +20,16 @@ COMPARED = CHUNK // 4
 """Positions at a time of which the whole distribution is compared with another."""
 
 
-class _FrozenHead(torch.autograd.Function):
+class _FoundOnTheWay(torch.autograd.Function):
+    """Figures of states, the first of three inputs, whose gradient the forward pass has saved."""
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
+
+
+class _FrozenHead(_FoundOnTheWay):
     """Losses of states under a head that is not trained; the gradient is found on the way."""
 
     @staticmethod
@@ -47,13 +56,8 @@ class _FrozenHead(torch.autograd.Function):
         ctx.mark_non_differentiable(found)
         return torch.cat(losses), found
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
 
-
-class _FrozenHeadDivergence(torch.autograd.Function):
+class _FrozenHeadDivergence(_FoundOnTheWay):
     """What states say less than a teacher's under one head that is not trained."""
 
     @staticmethod
@@ -72,11 +76,6 @@ class _FrozenHeadDivergence(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(nats)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.unsqueeze(-1).to(gradient.dtype), None, None
 
 
 def cross_entropy(states: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ FLOORS = {
     "gloss",
     3: "prompts text_feed prefixes writing drafts generation compressor decompressor inferencer "
     "readers layouts pruner fidelity assurance budget thinking composing hearing attending terms "
-    "refocusing",
+    "refocusing surprisal",
     4: "training evaluation polysemy inspection overlaps export",
     5: "integrations cli",
 }

@@ -23,6 +23,7 @@ MIN_RATIO = 1.0
 MAX_RATIO = 64.0
 DEFAULT_RATIO = 4.0
 DEFAULT_WINDOW = 512
+MAX_WINDOW = 8192
 WINDOW_RANGE = "8 to 8,192 tokens"
 BUDGETS = ("ratio", "max_symbols", "bits_per_symbol")
 
@@ -32,9 +33,18 @@ ROLES: tuple[Role, ...] = ("compress", "decompress", "infer")
 EmphasisName = Literal["end"]
 WriterName = Literal["one-pass", "autoregressive"]
 PlacementName = Literal["surprisal", "anchored"]
+SurprisalName = Literal["auto", "writer", "base"]
 QuantiserName = Literal["vq", "gumbel"]
 OnSymbols = Literal["refuse", "escape", "drop"]
 OnLowFidelity = Literal["keep", "raw", "finer"]
+CHOICES: dict[str, Any] = {
+    "on_symbols": OnSymbols,
+    "on_low_fidelity": OnLowFidelity,
+    "writer": WriterName,
+    "placement": PlacementName,
+    "surprisal": SurprisalName,
+}
+"""Fields of `CompressSettings` that are one of some names."""
 
 
 def check(settings: object, field: str, fits: bool, wanted: str) -> None:
@@ -42,10 +52,6 @@ def check(settings: object, field: str, fits: bool, wanted: str) -> None:
     if not fits:
         value = getattr(settings, field)
         raise ConfigError(f"{field} must be {wanted}, got {value!r}", field=field, value=value)
-
-
-def _window_fits(window: int) -> bool:
-    return 8 <= window <= 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,7 @@ class CodecConfig:
         names = get_args(QuantiserName)
         check(self, "quantiser", self.quantiser in names, f"one of {', '.join(names)}")
         check(self, "mean_surprisal", 0 < self.mean_surprisal <= 64, "in (0, 64] bits")
-        check(self, "window", _window_fits(self.window), WINDOW_RANGE)
+        check(self, "window", 8 <= self.window <= MAX_WINDOW, WINDOW_RANGE)
         check(self, "shared", isinstance(self.shared, bool), "true or false")
         check(self, "named", isinstance(self.named, bool), "true or false")
         check(self, "named", self.shared or not self.named, "false where `shared` is false")
@@ -149,6 +155,9 @@ class CompressSettings:
         facts: Whether numbers, names and addresses are said before what is as hard to guess, and
             draw more of the budget: a reader who guesses them gets them wrong. Neither a question
             nor an emphasis nor the writer that decides itself looks at it.
+        surprisal: Who says how hard tokens are to guess: the "writer", for free; the plain "base",
+            better, in one pass for each window; or "auto": the base where there are three tokens
+            or more a code and neither a question nor an emphasis says what counts.
 
     Raises:
         ConfigError: A value is out of its range, two budgets are given, "finer" is to keep to
@@ -173,6 +182,7 @@ class CompressSettings:
     writer: WriterName = "one-pass"
     placement: PlacementName = "surprisal"
     facts: bool = True
+    surprisal: SurprisalName = "auto"
 
     def __post_init__(self) -> None:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
@@ -195,25 +205,22 @@ class CompressSettings:
             fits = 1 <= self.depth <= MAX_DEPTH
             check(self, "depth", fits, f"1 to {MAX_DEPTH} codes per symbol")
         if self.window is not None:
-            check(self, "window", _window_fits(self.window), WINDOW_RANGE)
+            check(self, "window", 8 <= self.window <= MAX_WINDOW, WINDOW_RANGE)
             check(self, "context", self.context < self.window, f"below window={self.window}")
         check(self, "context", self.context >= 0, "0 or more tokens")
         check(self, "memory", self.memory >= 0, "0 or more symbols")
-        names = get_args(OnSymbols)
-        check(self, "on_symbols", self.on_symbols in names, f"one of {', '.join(names)}")
+        for name, known in CHOICES.items():
+            names = get_args(known)
+            check(self, name, getattr(self, name) in names, f"one of {', '.join(names)}")
         check(self, "max_tokens", self.max_tokens >= 1, "at least 1 token")
         asked = self.question is None or (isinstance(self.question, str) and self.question.strip())
         check(self, "question", bool(asked), "None or a text that is not blank")
-        names = get_args(WriterName)
-        check(self, "writer", self.writer in names, f"one of {', '.join(names)}")
         self._check_placement()
         self._check_emphasis()
         check_protect(self.protect)
         self._check_fidelity()
 
     def _check_placement(self) -> None:
-        names = get_args(PlacementName)
-        check(self, "placement", self.placement in names, f"one of {', '.join(names)}")
         led = self.placement == "surprisal" or self.writer == "one-pass"
         room = "'surprisal' beside writer='autoregressive', which decides itself where segments end"
         check(self, "placement", led, room)
@@ -232,9 +239,6 @@ class CompressSettings:
         if self.min_fidelity is not None:
             fits = 0 <= self.min_fidelity <= 1
             check(self, "min_fidelity", fits, "a share of tokens in 0 to 1")
-        names = get_args(OnLowFidelity)
-        fits = self.on_low_fidelity in names
-        check(self, "on_low_fidelity", fits, f"one of {', '.join(names)}")
         if self.on_low_fidelity == "finer":
             room = "None with on_low_fidelity='finer', which writes as many symbols as it takes"
             check(self, "max_symbols", self.max_symbols is None, room)

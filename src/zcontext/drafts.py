@@ -184,6 +184,7 @@ class Draft:
             literals=laid.literals,
             n_question=len(self.question),
             anchored=self.settings.placement == "anchored",
+            surprisal=self.settings.surprisal,
         )
 
     def readings(self) -> list[WindowTask]:

@@ -125,6 +125,7 @@ def measure_overlaps(
             take=lambda surprisal: max(1, int(len(surprisal) / ratio)),
             facts=None if facts is None else facts[window.start : window.end],
             anchored=asked.placement == "anchored",
+            surprisal=asked.surprisal,
         )
         written += writer.write([task])
         progress("writing windows", at + 1, len(windows))

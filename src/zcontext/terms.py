@@ -37,9 +37,12 @@ def in_force(
     if settings.ratio is settings.max_symbols is settings.bits_per_symbol is None:
         settings = settings.replace(ratio=DEFAULT_RATIO)
     codec = model.config
-    if focuses(settings, model) or settings.emphasis or settings.writer == "autoregressive":
+    by_itself = settings.writer == "autoregressive"
+    if by_itself or focuses(settings, model) or settings.emphasis:
         # Beside what was asked for, facts distract a reader; that writer decides by itself.
         settings = settings.replace(facts=False)
+        if by_itself or settings.surprisal == "auto":
+            settings = settings.replace(surprisal="writer")
     depth = None if settings.on_low_fidelity == "finer" else settings.depth
     chosen = settings.replace(depth=depth or codec.depth, window=settings.window or codec.window)
     if (chosen.depth or 0) > codec.depth:

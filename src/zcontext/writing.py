@@ -22,14 +22,16 @@ from zcontext.anchoring import Seams, end_costs
 from zcontext.attending import relevance
 from zcontext.caches import rows_of
 from zcontext.composing import Composition, Passage
+from zcontext.config import SurprisalName
 from zcontext.emphasis import fewest_slots, place_runs, runs_of
-from zcontext.errors import ConfigError, ModelError
+from zcontext.errors import ConfigError
 from zcontext.literals import beside
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.passes import ReadState
 from zcontext.pointing import Request
 from zcontext.segmentation import FACT_BITS
+from zcontext.surprisal import base_surprisal, finite, scarce
 from zcontext.tokenization import token_seams
 from zcontext.windows import Extent
 
@@ -75,6 +77,7 @@ class WindowTask:
         n_question: Tokens in front of context and target that ask something of them.
         anchored: Whether the tokens around a place decide that a segment ends there, rather than
             surprisal counted out from the target's start.
+        surprisal: Who says how hard tokens are to guess, as in `CompressSettings`.
     """
 
     ids: Sequence[int]
@@ -89,6 +92,7 @@ class WindowTask:
     request: Request | None = None
     n_question: int = 0
     anchored: bool = False
+    surprisal: SurprisalName = "writer"
 
 
 class WindowWriter:
@@ -140,20 +144,20 @@ class WindowWriter:
         length, start, *_ = self.shape(tasks[0])
         with self.model.using("compress"), torch.no_grad():
             state = self._read(tasks, length)
-            bits = state.surprisal.detach().cpu()
-            if not bool(torch.isfinite(bits).all()):
-                raise ModelError(
-                    "the base gives surprisals that are not finite; load it with dtype='fp32' or "
-                    "'bf16', and check that the bundle was trained on this base"
-                )
+            finite(state.surprisal)
             if tasks[0].request is not None:
                 return self._compose(state, tasks)
-            state = dataclasses.replace(state, surprisal=_with_facts(state.surprisal, tasks))
-            bits = state.surprisal.detach().cpu()
-            placed = [
-                self._place(bits[row, start : len(task.ids)], task)
-                for row, task in enumerate(tasks)
+            bits = _with_facts(state.surprisal, tasks)
+            counts = [
+                task.take(row[start : len(task.ids)][free_places(task)])
+                for task, row in zip(tasks, bits.detach().cpu(), strict=False)
             ]
+            bits = self._guessed_better(bits, state.ids, tasks, counts)
+            placed = [
+                self._place(row[start : len(task.ids)], task, n_slots)
+                for row, task, n_slots in zip(bits.detach().cpu(), tasks, counts, strict=False)
+            ]
+            state = dataclasses.replace(state, surprisal=bits)
             codes = self._write(state, tasks, [slots.ends + start for slots in placed])
         return [slots.written(row) for row, slots in zip(codes, placed, strict=True)]
 
@@ -252,17 +256,30 @@ class WindowWriter:
             mask[row, : len(task.ids)] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _place(self, bits: Tensor, task: WindowTask) -> _Slots:
+    def _guessed_better(
+        self, bits: Tensor, ids: Tensor, tasks: Sequence[WindowTask], counts: Sequence[int]
+    ) -> Tensor:
+        """Surprisal `[batch, n]`, by the base for windows that ask it, by the writer for others."""
+        asking = [
+            task.surprisal == "base"
+            or (task.surprisal == "auto" and scarce(len(free_places(task)), n, depth=task.depth))
+            for task, n in zip(tasks, counts, strict=True)
+        ]
+        if not any(asking):
+            return bits
+        found = _with_facts(base_surprisal(self.model, ids).to(bits), tasks)
+        rows = torch.tensor(self._filled(asking), device=bits.device)
+        return torch.where(rows.unsqueeze(1), found, bits)
+
+    def _place(self, bits: Tensor, task: WindowTask, n_slots: int) -> _Slots:
         """Slots of a target, under the surprisal of its tokens, `[n]`."""
         n = len(bits)
         target = torch.tensor([task.ids[task.start :]])
         cut = self.model.codebook.cut
         costs = self._costs(target) if task.anchored else None
         if not task.literals and task.fine is None:
-            n_slots = task.take(bits)
             return _Slots(self._placed(bits, n_slots, task, starts=cut(target), costs=costs), n)
         free = torch.tensor(free_places(task))
-        n_slots = task.take(bits[free])
         fine = torch.zeros(n, dtype=torch.bool) if task.fine is None else task.fine
         edges = [edge for each in task.literals for edge in (each.start, each.end)]
         kept = {each.start for each in task.literals}

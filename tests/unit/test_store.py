@@ -82,6 +82,7 @@ OTHER_VALUES: dict[str, Any] = {
     "writer": "autoregressive",
     "placement": "anchored",
     "facts": False,
+    "surprisal": "base",
 }
 
 

@@ -19,9 +19,10 @@ from zcontext.config import CodecConfig
 from zcontext.errors import ConfigError, DivergedError, TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.spans import UNKNOWN
+from zcontext.surprisal import base_surprisal
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import Corpus, WindowSampler, build_batch, read_texts, write_shards
-from zcontext.training.objective import Autoencode, AutoencodeConfig, base_surprisal
+from zcontext.training.objective import Autoencode, AutoencodeConfig
 from zcontext.training.questions import read_questions
 from zcontext.training.restore_loss import restore_loss
 from zcontext.training.run import settings_of

@@ -100,6 +100,12 @@ Facts = Annotated[
         help="Say numbers, names and addresses first (default), or what is hardest to guess.",
     ),
 ]
+Surprisal = Annotated[
+    str | None,
+    typer.Option(
+        help="Who says what is hard to guess: the writer, the whole base (slower, better), or auto."
+    ),
+]
 ProfileName = Annotated[
     str,
     typer.Option(
@@ -146,6 +152,7 @@ def compress(
     writer: Writer = None,
     placement: Placement = None,
     facts: Facts = None,
+    surprisal: Surprisal = None,
     profile_: ProfileName = "default",
     protect: Protect = None,
     output: OutputKind = "symbols",

@@ -16,8 +16,8 @@ import torch
 from zcontext.fidelity import read_span
 from zcontext.layouts import lay_out
 from zcontext.model import ZLanguageModel
+from zcontext.surprisal import base_surprisal
 from zcontext.tokenization import text_tokenizer
-from zcontext.training.objective import base_surprisal
 from zcontext.vocabulary import Symbols
 
 BATCH_TOKENS = 1024

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from zcontext.config import QuantiserName, check
-from zcontext.errors import TrainingError
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.relaxation import GumbelCode, NearestCode, Quantiser, TemperatureSchedule
+from zcontext.surprisal import base_surprisal
 from zcontext.training.data import WindowBatch
 from zcontext.training.restore_loss import restore_loss, spoil
 
@@ -213,34 +213,3 @@ class Autoencode(nn.Module):
         else:
             symbols = z.quantise(latents, prior, ends, bits, depth=batch.depth).embeddings
         return symbols.reshape(len(batch.ids), -1, z.hidden_size)
-
-
-@torch.no_grad()
-def base_surprisal(z: ZLanguageModel, ids: Tensor) -> Tensor:
-    """Surprisal of every token under the plain base, behind the start token.
-
-    Args:
-        z: The model; all adapters are off while it runs.
-        ids: int64 `[batch, n]`.
-
-    Returns:
-        Bits, `[batch, n]`.
-
-    Raises:
-        TrainingError: The base gives values that are not numbers.
-    """
-    with z.using(None):
-        ids = ids.to(z.device)
-        inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids[:, :-1]], dim=1)
-        positions = torch.arange(ids.shape[1], device=z.device).expand(len(ids), -1)
-        hidden = z.run(z.embed_tokens(inputs), positions=positions, mask=torch.ones_like(ids))
-        rows = [
-            nn.functional.cross_entropy(z.logits(states), row, reduction="none")
-            for states, row in zip(hidden.hidden, ids, strict=True)
-        ]
-    bits = torch.stack(rows) * BITS
-    if not bool(torch.isfinite(bits).all()):
-        raise TrainingError(
-            "the base gives surprisals that are not finite; load it in fp32 or bf16"
-        )
-    return bits

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.phrases import Phrase
+from zcontext.surprisal import base_surprisal
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch
-from zcontext.training.objective import BITS, Autoencode, StepOutput, base_surprisal
+from zcontext.training.objective import BITS, Autoencode, StepOutput
 from zcontext.training.phrase_search import find_phrases
 from zcontext.training.restore_loss import restore_loss
 from zcontext.training.windowing import dev_windows, open_sampler

@@ -15,6 +15,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.naming import place_symbols
 from zcontext.needs import fact_tokens
 from zcontext.segmentation import FACT_BITS
+from zcontext.surprisal import base_surprisal, scarce
 from zcontext.tokenization import spelled
 from zcontext.training.data import WindowBatch
 
@@ -42,7 +43,7 @@ def transcribe(
     memory: Tensor | None = None,
     facts_first: bool = False,
 ) -> Transcript:
-    """Write windows. Slots stand where the writer puts them, by its own estimate of surprisal.
+    """Write windows. Slots stand where the writer puts them, as `CompressSettings` has it.
 
     Args:
         z: The model; COMPRESS is left active.
@@ -57,7 +58,8 @@ def transcribe(
     z.adapters.activate("compress")
     ids = batch.ids.to(z.device)
     state = z.read(ids, torch.ones_like(ids), memory=memory)
-    bits = state.surprisal
+    few = scarce(ids.shape[1], batch.n_slots, depth=batch.depth)
+    bits = base_surprisal(z, ids).to(state.surprisal) if few else state.surprisal
     if facts_first:
         facts = [fact_tokens(*spelled(z.tokenizer, row)) for row in ids.tolist()]
         bits = bits + FACT_BITS * torch.stack(facts).to(bits)

@@ -36,7 +36,8 @@ class AutoregressConfig:
     Attributes:
         distil_steps: Steps of distillation alone, at its beginning.
         distil_weight: Weight of distillation afterwards.
-        length_weight: Weight of (K / N - 1 / r)^2, K the expected number of symbols.
+        length_weight: Weight of (K / N - 1 / r)^2, K the expected number of symbols. At 16x a tenth
+            too few is an error of 0.00004: with a weight of 20 the writer took a third fewer.
         usage_weight: Weight of the divergence of the codes' use from even use.
         consistency_weight: Weight of the difference between drawn and expected rows.
         temperature_start: Of the Gumbel-Softmax, when distillation alone is over.
@@ -49,8 +50,8 @@ class AutoregressConfig:
     """
 
     distil_steps: int = 200
-    distil_weight: float = 0.25
-    length_weight: float = 20.0
+    distil_weight: float = 1.0
+    length_weight: float = 3000.0
     usage_weight: float = 0.002
     consistency_weight: float = 0.02
     temperature_start: float = 0.8

@@ -10,6 +10,7 @@ import torch
 from zcontext.bundle import read_manifest
 from zcontext.bundles import DEFAULT_BUNDLE, find_bundle
 from zcontext.compressor import ZCompressor
+from zcontext.config import CompressSettings
 from zcontext.decompressor import ZDecompressor, embed_symbols
 from zcontext.fidelity import measure_fidelity, overall_fidelity
 from zcontext.inferencer import Inferencer
@@ -38,7 +39,7 @@ def test_its_files_are_small_enough_to_keep_and_it_has_a_card() -> None:
     assert set(sizes) == {
         "manifest.json",
         "README.md",
-        *(f"{p}.safetensors" for p in (*PARTS, "channel", "focus")),
+        *(f"{p}.safetensors" for p in (*PARTS, "channel", "focus", "compose")),
     }
     assert max(sizes.values()) <= 16 * MIB
     assert sum(sizes.values()) <= 60 * MIB
@@ -90,6 +91,24 @@ def test_the_channel_hears_what_the_reader_alone_misses(
 def test_the_same_text_gives_the_same_symbols(compressor: ZCompressor, text: str) -> None:
     once, twice = (compressor.compress(text[:400], ratio=8) for _ in range(2))
     assert once.to_bytes() == twice.to_bytes()
+
+
+def test_a_text_written_symbol_by_symbol_comes_back(compressor: ZCompressor, text: str) -> None:
+    document = compressor.compress(text[:400], ratio=8, writer="autoregressive")
+    assert 6 < document.ratio < 11
+    assert ZDecompressor(compressor.model).decompress(document) == text[:400]
+
+
+def test_at_depth_1_the_base_says_what_to_name(compressor: ZCompressor, text: str) -> None:
+    """Of the same symbols, those that the base chose leave fewer bits to be guessed."""
+    missing = {}
+    for who in ("writer", "base", "auto"):
+        settings = CompressSettings(ratio=8, depth=1, surprisal=who)  # type: ignore[arg-type]
+        document = compressor.compress(text[:600], settings=settings)
+        measured = measure_fidelity(compressor.model, document, text[:600])
+        missing[who] = overall_fidelity(measured).bits_missing
+    assert missing["base"] < missing["writer"]
+    assert missing["auto"] == missing["base"]
 
 
 def test_it_answers_from_symbols(compressor: ZCompressor, text: str) -> None:

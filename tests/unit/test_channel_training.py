@@ -25,6 +25,7 @@ from zcontext.training.data import build_batch
 from zcontext.training.listening import ChannelConfig, Listen, lengths_of
 from zcontext.training.objective import BITS
 from zcontext.training.run import train
+from zcontext.training.transcribing import remember
 from zcontext.vocabulary import Symbols
 
 
@@ -96,13 +97,19 @@ def test_the_gaussian_half_is_what_the_windows_show(shards: Path, tmp_path: Path
     assert float((guessed / off).log().mean()) == pytest.approx(0.0, abs=0.2)
 
 
-def test_windows_are_read_as_they_will_be(shards: Path) -> None:
+@pytest.mark.parametrize("n_prior", [0, 40, 80])
+def test_windows_are_read_as_they_will_be(n_prior: int) -> None:
     """The stage's lanes are those of the span that is laid out from the same symbols."""
     model = tiny_z()
     listen = Listen(model, ChannelConfig())
-    ids = torch.tensor([list(TEXT[:40].encode())])
-    batch = build_batch(ids, None, n_prior=0, n_slots=10, depth=3)
-    ids, ends, codes = listen.write(batch)
+    ids = torch.tensor([list(TEXT[: n_prior + 40].encode())])
+    batch = build_batch(ids, None, n_prior=n_prior, n_slots=10, depth=3)
+    memory = remember(model, batch, facts_first=True)
+    in_front: list[list[int]] = []
+    if batch.prior is not None:
+        prior = build_batch(batch.prior, None, n_prior=0, n_slots=10, depth=3)
+        in_front = listen.write(prior)[2].flatten(0, 1).tolist()
+    ids, ends, codes = listen.write(batch, memory)
     assert codes.shape == (1, 10, 3)
     lengths = lengths_of(ends[0])
     assert int(lengths.sum()) == 40
@@ -114,7 +121,8 @@ def test_windows_are_read_as_they_will_be(shards: Path) -> None:
     torch.testing.assert_close(nats, -examples.odds, atol=1e-2, rtol=1e-3)  # it is fresh
     run_through(model, "channel", seed=1)
     symbols = Symbols(tuple(map(tuple, codes[0].tolist())), 32, model.codec[:4])
-    layout = lay_out(model, symbols[:0], symbols, 40, ends=(ends[0] + 1).tolist())
+    earlier = Symbols(tuple(map(tuple, in_front)), 32, model.codec[:4])
+    layout = lay_out(model, earlier, symbols, 40, ends=(ends[0] + 1).tolist())
     reading = read_span(model, layout, ids[0].tolist())
     nats, hits = listen.losses(listen.examples(batch, None))
     assert float(nats.mean()) * BITS == pytest.approx(sum(reading.bits) / 40, abs=0.02)

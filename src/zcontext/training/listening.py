@@ -21,8 +21,8 @@ from zcontext.segmentation import segment_of
 from zcontext.tokenization import text_mask
 from zcontext.training.data import WindowBatch
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import spoil
-from zcontext.training.transcribing import transcribe
+from zcontext.training.restore_loss import behind, spoil
+from zcontext.training.transcribing import remember, transcribe
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +162,11 @@ class Listen(nn.Module):
             those that are spelled out: None if all of them are.
         """
         z, hearing = self.z, Hearing(self.z)
-        ids, ends, codes = self.write(batch)
+        memory = remember(z, batch, facts_first=True)
+        ids, ends, codes = self.write(batch, memory)
+        read = self._read(ids, ends, codes, memory, generator)
         parts = []
-        for row, last, code, states in zip(
-            ids, ends, codes, self._read(ids, ends, codes, generator), strict=True
-        ):
+        for row, last, code, states in zip(ids, ends, codes, read, strict=True):
             scores = z.logits(states).float().masked_fill(~self._text, -torch.inf)
             lanes, owner = hearing.lanes(code, lengths_of(last)), segment_of(last, len(row))
             for at, here in hearing.spell(row, lanes, owner):
@@ -178,17 +178,24 @@ class Listen(nn.Module):
         return Examples.joined(parts) if parts else None
 
     @torch.no_grad()
-    def write(self, batch: WindowBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def write(
+        self, batch: WindowBatch, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Texts `[batch, n]`, last tokens of segments `[batch, k]`, codes `[batch, k, depth]`.
 
         Slots stand where the writer puts them, not where a corpus that knows surprisal would, and
         facts are named first, as in documents by default.
         """
-        written = transcribe(self.z, batch, facts_first=True)
+        written = transcribe(self.z, batch, memory=memory, facts_first=True)
         return batch.ids.to(self.z.device), written.ends, written.codes
 
     def _read(
-        self, ids: Tensor, ends: Tensor, codes: Tensor, generator: torch.Generator | None
+        self,
+        ids: Tensor,
+        ends: Tensor,
+        codes: Tensor,
+        memory: Tensor | None,
+        generator: torch.Generator | None,
     ) -> Tensor:
         """The reader's states `[batch, n, hidden]`, each behind the token it foresees."""
         z, blank = self.z, None
@@ -197,12 +204,14 @@ class Listen(nn.Module):
             inputs, blank = spoil(ids, z.start_token, self._max_token_drop, generator)
             blank = blank[:, :-1]
         z.adapters.activate("decompress")
+        symbols, places, m = behind(memory, z.embed_codes(codes), ends.cpu() + 1)
         return z.restore_states(
-            z.embed_codes(codes),
-            ends.cpu() + 1,
-            torch.ones(ends.shape, dtype=torch.long, device=z.device),
+            symbols,
+            places,
+            torch.ones_like(places).to(z.device),
             inputs[:, :-1],
             torch.ones_like(ids),
+            offset=m,
             hidden_inputs=blank,
         )
 

@@ -75,11 +75,9 @@ def restore_loss(
     batch, n = ids.shape
     if inputs is None:
         inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
-    k, m = symbols.shape[1], 0 if memory is None else memory.shape[1]
+    k = symbols.shape[1]
     placed = spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
-    places = torch.cat([torch.arange(m).expand(batch, -1), placed + m], dim=1)
-    if memory is not None:
-        symbols = torch.cat([memory.to(symbols.dtype), symbols], dim=1)
+    symbols, places, m = behind(memory, symbols, placed)
     there = torch.ones(batch, m + k, dtype=torch.long, device=z.device)
     if real is not None:
         there[:, m:] = real
@@ -96,3 +94,21 @@ def restore_loss(
     target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
     nll, likeliest = token_losses(z, hidden, target)
     return nll, likeliest[:, :-1] == ids
+
+
+def behind(memory: Tensor | None, symbols: Tensor, placed: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Symbols with those of earlier windows in front, as DECOMPRESS reads them.
+
+    Args:
+        memory: Embeddings of earlier symbols, `[batch, m, hidden]`, or None.
+        symbols: Embeddings, `[batch, k, hidden]`.
+        placed: Positions of these as if nothing were in front, `[batch, k]`.
+
+    Returns:
+        Embeddings `[batch, m + k, hidden]`, positions `[batch, m + k]`, and m.
+    """
+    if memory is None:
+        return symbols, placed, 0
+    m = memory.shape[1]
+    places = torch.cat([torch.arange(m).expand(len(placed), -1), placed + m], dim=1)
+    return torch.cat([memory.to(symbols.dtype), symbols], dim=1), places, m

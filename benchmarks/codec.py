@@ -12,7 +12,7 @@ The JSON::
                     "right": {"hardest", "even"}}],          # c of each; below 0: hardest is better
      "density": [{"ratio", "by_surprisal": {"dense", "plain", "quotient"},
                   "by_facts": ...}],   # symbols a token; facts are numbers and names
-     "memory": [{"ratio", "symbols", "with", "without", "difference"}]}      # c of each
+     "memory": [{"ratio", "depth", "symbols", "with", "without", "difference"}]}      # c of each
 """
 
 from __future__ import annotations
@@ -140,15 +140,19 @@ def thirds(rows: list[dict[str, float]], by: str) -> dict[str, Any]:
     }
 
 
-def memory(compressor: ZCompressor, texts: list[str], *, ratio: float) -> dict[str, Any]:
+def memory(
+    compressor: ZCompressor, texts: list[str], *, ratio: float, depth: int
+) -> dict[str, Any]:
     """C with and without symbols of earlier windows in front."""
     c: dict[int, list[float]] = {MEMORY: [], 0: []}
     for text in texts:
         for n in c:
-            document = compressor.compress(text, settings=CompressSettings(ratio=ratio, memory=n))
+            settings = CompressSettings(ratio=ratio, depth=depth, memory=n)
+            document = compressor.compress(text, settings=settings)
             c[n].append(bits_of(readings(compressor, document, text)))
     return {
         "ratio": ratio,
+        "depth": depth,
         "symbols": MEMORY,
         "with": estimate(c[MEMORY]),
         "without": estimate(c[0]),
@@ -197,7 +201,7 @@ def main() -> None:
     runs: list[tuple[str, dict[str, Any]]] = [
         *(("placement", {"ratio": r, "depth": d}) for d in (depth, 1) for r in (4.0, 8.0, 16.0)),
         *(("density", {"ratio": r}) for r in (4.0, 8.0, 16.0)),
-        ("memory", {"ratio": 16.0}),
+        *(("memory", {"ratio": 16.0, "depth": d}) for d in (depth, 1)),
     ]
     for name, asked in runs:
         row = parts[name](**asked)

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from zcontext.config import DEFAULT_RATIO, CompressSettings
-from zcontext.errors import ModelError
 from zcontext.model import ZLanguageModel
 from zcontext.pruning import PrunedText, prune_text
+from zcontext.surprisal import finite
 from zcontext.tokenization import text_tokenizer
 from zcontext.vocabulary import utf8_bytes
 
@@ -172,9 +172,5 @@ def token_bits(model: ZLanguageModel, ids: Sequence[int]) -> list[float]:
             nats = nn.functional.cross_entropy(
                 scores, targets[fresh:].to(scores.device), reduction="none"
             )
-            found.extend((nats / math.log(2.0)).tolist())
-    if not all(map(math.isfinite, found)):
-        raise ModelError(
-            "the base gives surprisals that are not finite; load it with dtype='fp32' or 'bf16'"
-        )
+            found.extend(finite(nats / math.log(2.0)).tolist())
     return list(found)

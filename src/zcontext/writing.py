@@ -150,12 +150,12 @@ class WindowWriter:
             bits = _with_facts(state.surprisal, tasks)
             counts = [
                 task.take(row[start : len(task.ids)][free_places(task)])
-                for task, row in zip(tasks, bits.detach().cpu(), strict=False)
+                for task, row in zip(tasks, bits.cpu(), strict=False)
             ]
             bits = self._guessed_better(bits, state.ids, tasks, counts)
             placed = [
                 self._place(row[start : len(task.ids)], task, n_slots)
-                for row, task, n_slots in zip(bits.detach().cpu(), tasks, counts, strict=False)
+                for row, task, n_slots in zip(bits.cpu(), tasks, counts, strict=False)
             ]
             state = dataclasses.replace(state, surprisal=bits)
             codes = self._write(state, tasks, [slots.ends + start for slots in placed])

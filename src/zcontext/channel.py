@@ -231,7 +231,6 @@ class Channel(nn.Module):
         found: Tensor = (self.direct(features) + self.deep(features)).squeeze(-1)
         return found
 
-    @torch.no_grad()
     def nominate(self, scores: Tensor, lanes: Lanes, table: Tensor, mean: Tensor) -> Nominees:
         """Candidates for the next token of every lane, and what speaks for each.
 

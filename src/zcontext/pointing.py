@@ -132,6 +132,9 @@ class Pointer:
         request: What they are to be written in.
         stops: Tokens that no segment reaches across, in order: where runs between literals end.
         phrasing: Where codes are names; no segment ends within a phrase.
+
+    Attributes:
+        steps: Its own bits of each token, or phrase, `[n_steps]`.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class Pointer:
                 self._furthest = phrasing.n_names
             weights = hardest(bits, n_named)
             weights = weights * (self.total / weights.sum())
+        self.steps = weights  # bits of each
         # Bits up to the end of each step; a sum of shares may be a hair more than the whole.
         self._reached = weights.cumsum(0).clamp_max(self.total)
         self._stops = [bisect_right(self._behind, stop) for stop in stops]

@@ -233,7 +233,7 @@ def test_health_figures_compare_both_writers_at_equal_length(
     heard = AutoregressStage(model, config).evaluate()
     assert all(heard[f"c@{ratio}"] <= found[f"c@{ratio}"] for ratio in (4, 8, 16))
     # Whose codes are names tells a reader with a channel what is named whole.
-    assert (heard["c@4"] < found["c@4"]) == model.config.named
+    assert (heard["c@4"] < 0.9 * found["c@4"]) == model.config.named
 
 
 def test_what_it_needs_is_asked_for(shards: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from zcontext.segmentation import segment_of
 from zcontext.training.channel_stage import ChannelStage
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import build_batch
-from zcontext.training.listening import ChannelConfig, Listen, lengths_of
+from zcontext.training.judging import lengths_of
+from zcontext.training.listening import ChannelConfig, Listen
 from zcontext.training.objective import BITS
 from zcontext.training.run import train
 from zcontext.training.transcribing import remember
@@ -116,7 +117,7 @@ def test_windows_are_read_as_they_will_be(n_prior: int) -> None:
     assert int(lengths.min()) >= 1
     assert segment_of(ends[0], 40).bincount().tolist() == lengths.tolist()
     examples = listen.examples(batch, None)
-    nats, hits = listen.losses(examples)
+    nats, hits = examples.judged(listen.channel)
     assert nats.shape == hits.shape == (40,)
     torch.testing.assert_close(nats, -examples.odds, atol=1e-2, rtol=1e-3)  # it is fresh
     run_through(model, "channel", seed=1)
@@ -124,7 +125,7 @@ def test_windows_are_read_as_they_will_be(n_prior: int) -> None:
     earlier = Symbols(tuple(map(tuple, in_front)), 32, model.codec[:4])
     layout = lay_out(model, earlier, symbols, 40, ends=(ends[0] + 1).tolist())
     reading = read_span(model, layout, ids[0].tolist())
-    nats, hits = listen.losses(listen.examples(batch, None))
+    nats, hits = listen.examples(batch, None).judged(listen.channel)
     assert float(nats.mean()) * BITS == pytest.approx(sum(reading.bits) / 40, abs=0.02)
     assert float(hits.float().mean()) == pytest.approx(reading.accuracy)
 

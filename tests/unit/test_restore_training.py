@@ -15,16 +15,20 @@ from tiny import tiny_base, tiny_z
 from tiny_training import TEXT, figures, run_settings, run_stage
 from zcontext.bundle import load_bundle, save_bundle
 from zcontext.errors import ConfigError, TrainingError
+from zcontext.fidelity import read_span
+from zcontext.layouts import lay_out
 from zcontext.model import ZLanguageModel
 from zcontext.needs import fact_tokens
 from zcontext.passes import ReadState
 from zcontext.tokenization import spelled
 from zcontext.training.config import DataConfig, OptimiserConfig, RunConfig, TrainConfig
 from zcontext.training.data import Corpus, WindowSampler, build_batch
+from zcontext.training.objective import BITS
 from zcontext.training.restore_stage import RestoreStage
 from zcontext.training.restoring import Restore, RestoreConfig
 from zcontext.training.run import train
 from zcontext.training.transcribing import transcribe
+from zcontext.vocabulary import Symbols
 
 
 def configuration(shards: Path, out: Path, *, steps: int = 4, **data: object) -> TrainConfig:
@@ -136,6 +140,36 @@ def test_several_windows_in_front_are_written_one_by_one(
     assert counts == {0, 1, 2, 3, 4}
 
 
+def test_what_it_hears_is_what_the_text_costs_with_the_channel() -> None:
+    """DECOMPRESS then learns what the channel leaves to it, and nothing else learns."""
+    model = tiny_z(depth=2, size=257, named=True)
+    with pytest.raises(ConfigError, match="no channel"):
+        Restore(model, RestoreConfig(heard=True))
+    channel, generator = model.add_channel(), torch.Generator().manual_seed(0)
+    for parameter in channel.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.seal()
+    ids = torch.tensor([model.tokenizer.encode(TEXT[:40]), model.tokenizer.encode(TEXT[50:90])])
+    batch = build_batch(ids, None, n_prior=0, n_slots=5, depth=2)
+    for parameter in model.parameters_of(("decompress",)).values():
+        parameter.requires_grad_(True)
+    nats, hits = Restore(model, RestoreConfig(heard=True)).say(batch)
+    written = transcribe(model, batch)
+    for row, (tokens, ends, codes) in enumerate(zip(ids, written.ends, written.codes, strict=True)):
+        symbols = Symbols(tuple(map(tuple, codes.tolist())), 257, model.codec[:4])
+        nothing = Symbols((), 257, model.codec[:4])
+        layout = lay_out(model, nothing, symbols, 40, ends=(ends + 1).tolist())
+        reading = read_span(model, layout, tokens.tolist())
+        assert float(nats[row].detach().mean()) * BITS == pytest.approx(
+            sum(reading.bits) / 40, abs=0.02
+        )
+        assert float(hits[row].float().mean()) == pytest.approx(reading.accuracy)
+    nats.mean().backward()
+    grads = [p.grad for p in model.parameters_of(("decompress",)).values()]
+    assert any(grad is not None and bool(grad.abs().sum() > 0) for grad in grads)
+    assert all(parameter.grad is None for parameter in channel.parameters())
+
+
 def test_health_figures_name_ratio_and_depth(shards: Path, tmp_path: Path) -> None:
     dev = tmp_path / "dev.txt"
     dev.write_text(TEXT)
@@ -157,7 +191,9 @@ def test_a_bundle_keeps_its_focus_and_drops_what_heard_the_old_reader(
     model.add_focus()
     model.seal()
     save_bundle(model, tmp_path / "start")
-    config = configuration(shards, tmp_path / "run", steps=1)
+    config = dataclasses.replace(
+        configuration(shards, tmp_path / "run", steps=1), restore=RestoreConfig(heard=True)
+    )
     start = dataclasses.replace(config.run, start=str(tmp_path / "start"))
     train(dataclasses.replace(config, run=start))
     onward = load_bundle(tmp_path / "run" / "bundle")

@@ -22,9 +22,12 @@ from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
 from zcontext.segmentation import segment_of
 from zcontext.spelling import Relaxed, crowding, hearing_order, speller_of
+from zcontext.training.cross_entropy import token_losses
 from zcontext.training.data import WindowBatch
+from zcontext.training.judging import Judge
+from zcontext.training.limits import slopes_of_ends
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import restore_loss, spoil
+from zcontext.training.restore_loss import spoil, states_behind
 from zcontext.training.retracing import Retraced, retrace
 from zcontext.training.transcribing import remember
 
@@ -116,7 +119,7 @@ class Autoregress(nn.Module):
         )
         survival = torch.cumsum(nn.functional.logsigmoid(-drawn.odds), dim=1).exp()
         inputs, blank = spoil(passage.ids, z.start_token, self.config.max_token_drop, generator)
-        nll, hits = restore_loss(
+        states = states_behind(
             z,
             self._heard(passage, path, relaxed, survival),
             passage.ids,
@@ -126,7 +129,7 @@ class Autoregress(nn.Module):
             memory=memory,
             real=path.written,
         )
-        nll, hits = self._as_read(passage, path, survival, nll=nll, hits=hits)
+        nll, hits = self._judged(passage, path, drawn, survival, states=states)
         length = self._length_error(passage, path, drawn, survival)
         usage = crowding(relaxed.shares, path.written, shared=z.config.shared)
         written = path.written.to(nll)
@@ -204,22 +207,32 @@ class Autoregress(nn.Module):
         alive = torch.where(path.written, _alive(survival), 1.0)
         return codebook.heard(rows) * alive.unsqueeze(-1)
 
-    def _as_read(
-        self, passage: Passage, path: Path, survival: Tensor, *, nll: Tensor, hits: Tensor
+    def _judged(
+        self, passage: Passage, path: Path, drawn: Retraced, survival: Tensor, *, states: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Nats of each token and whether it is right, `[batch, n]`, to the reader that ships.
+        """Nats of each token and whether it is right, each `[batch, n]`, to the reader that ships.
 
-        It has a channel, and takes a segment that is named whole at its word: its tokens cost
-        nothing. What they would cost without their symbol bears on the odds of END. It knows how
-        many tokens there are, too, so the end of the text costs nothing.
+        Where codes are names it takes their word for it, and does without what DECOMPRESS makes of
+        their rows: what a token would cost without its name bears on the odds of END, what names
+        leave unsaid on the paces.
         """
-        n = passage.ids.shape[1]
-        ends = closed_ends(path, n)
-        whole = named_whole(self.z, path.codes, ends, n)
-        if whole is None:
+        z, ids = self.z, passage.ids
+        n, ends = ids.shape[1], closed_ends(path, ids.shape[1])
+        if z.channel is None:
+            target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
+            nll, likeliest = token_losses(z, states, target)
+            nll, hits = nll[:, :n], likeliest[:, :n] == ids
+        else:
+            counts = path.written.sum(1).tolist()
+            nll, hits = Judge(z).nats(states[:, :n], ids, ends, path.codes, counts=counts)
+        if z.codebook.lexicon is None:
             return nll, hits
-        lost = (1 - _alive(survival)).gather(1, segment_of(ends, n)) * passage.bits / BITS
-        return torch.where(whole, lost.to(nll), nll[:, :n]), hits[:, :n] | whole
+        if z.channel is not None:
+            lost = (1 - _alive(survival)).gather(1, segment_of(ends, n)) * passage.bits / BITS
+            nll = nll + lost * named_tokens(z, path.codes, ends, ids)
+        slopes = slopes_of_ends(passage, path, nll, depth=path.codes.shape[-1])
+        moved = slopes * (drawn.reached - drawn.reached.detach())
+        return nll + moved.sum(1, keepdim=True) / n, hits
 
     def _length_error(
         self, passage: Passage, path: Path, drawn: Retraced, survival: Tensor
@@ -266,23 +279,23 @@ def closed_ends(path: Path, n: int) -> Tensor:
     return torch.where(index >= last, n - 1, path.ends)
 
 
-def named_whole(z: ZLanguageModel, codes: Tensor, ends: Tensor, n: int) -> Tensor | None:
-    """Which tokens are in segments that their codes spell out, as far as a reader can tell.
+def named_tokens(z: ZLanguageModel, codes: Tensor, ends: Tensor, ids: Tensor) -> Tensor:
+    """Which tokens the codes of their segments name.
 
     Args:
-        z: The model.
+        z: The model, whose codes are names.
         codes: Of symbols, int64 `[batch, k, depth]`.
         ends: Last token of each segment, `[batch, k]`; the last one's is n - 1.
-        n: Tokens.
+        ids: The texts, int64 `[batch, n]`.
 
     Returns:
-        bool `[batch, n]`; None where codes are no names, or the reader has no channel to hear them.
+        bool `[batch, n]`.
     """
-    lexicon = z.codebook.lexicon
-    if lexicon is None or z.channel is None:
-        return None
-    lengths = torch.diff(ends, dim=1, prepend=torch.full_like(ends[:, :1], -1))
-    return (lexicon.n_tokens_of(codes) == lengths).gather(1, segment_of(ends, n))
+    _, named = z.codebook.words_of(codes.flatten(0, 1))
+    named = named.view(*codes.shape[:2], -1)
+    owner = segment_of(ends, ids.shape[1]).unsqueeze(-1)
+    own = named.gather(1, owner.expand(-1, -1, named.shape[-1]))
+    return (own == ids.unsqueeze(-1)).any(-1)
 
 
 @torch.no_grad()

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from zcontext.composing import Composition
 from zcontext.model import ZLanguageModel
-from zcontext.training.autoregress import Autoregress, named_whole
+from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
+from zcontext.training.judging import Judge
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import restore_loss
+from zcontext.training.restore_loss import restore_loss, states_behind
 from zcontext.training.windowing import dev_windows, open_sampler_of_trained
 
 DEV_RATIOS = (4, 8, 16)
@@ -125,17 +126,19 @@ class AutoregressStage:
     def _restored(
         self, codes: Tensor, ids: Tensor, ends: Tensor, real: Tensor, *, trusted: bool = False
     ) -> dict[str, float]:
-        """Bits per token and tokens right; what is named whole costs nothing where it is trusted.
+        """Bits per token and tokens right, with the channel where the codes are trusted.
 
         Symbols of another window would spell out what is wrong, and are not.
         """
         z, n = self.model, ids.shape[1]
         codes, ends, real = (each.to(ids.device) for each in (codes, ends, real))
-        nll, hits = restore_loss(z, z.embed_codes(codes), ids, ends=ends, real=real)
+        if z.channel is None or not trusted:
+            nll, hits = restore_loss(z, z.embed_codes(codes), ids, ends=ends, real=real)
+        else:
+            states = states_behind(z, z.embed_codes(codes), ids, ends=ends, real=real)
+            counts = real.sum(1).tolist()
+            nll, hits = Judge(z).nats(states[:, :n], ids, ends, codes, counts=counts)
         nll, hits = nll[:, :n], hits[:, :n]
-        whole = named_whole(z, codes, ends, n) if trusted else None
-        if whole is not None:
-            nll, hits = nll * ~whole, hits | whole
         return {"c": float(nll.mean()) * BITS, "accuracy": float(hits.float().mean())}
 
 

@@ -25,7 +25,8 @@ from zcontext.pooling import weights_of_places
 from zcontext.segmentation import segment_of
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import build_batch
-from zcontext.training.listening import Examples, Listen, lengths_of
+from zcontext.training.judging import Examples, lengths_of
+from zcontext.training.listening import Listen
 from zcontext.training.objective import BITS, StepOutput
 from zcontext.training.stages import CENTRE_TOKENS, DEV_RATIOS, FIRST_UNTRAINED
 from zcontext.training.windowing import dev_windows, open_sampler_of_trained
@@ -171,7 +172,7 @@ class ChannelStage:
                     self._dev[ratio] = found
         figures: dict[str, float] = {}
         for ratio, examples in self._dev.items():
-            nats, hits = self._listen.losses(examples)
+            nats, hits = examples.judged(self._channel)
             figures |= {
                 f"c@{ratio}": float(nats.mean()) * BITS,
                 f"accuracy@{ratio}": float(hits.float().mean()),

@@ -5,6 +5,8 @@ What this module does not know: writers, codes, optimisers.
 
 from __future__ import annotations
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor
 
@@ -45,54 +47,78 @@ def spoil(
     return torch.cat([start, spoilt], dim=1), torch.cat([never, blank], dim=1)
 
 
-def restore_loss(
-    z: ZLanguageModel,
-    symbols: Tensor,
-    ids: Tensor,
-    *,
-    ends: Tensor | None = None,
-    inputs: Tensor | None = None,
-    blank: Tensor | None = None,
-    memory: Tensor | None = None,
-    real: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of the text and its end under the decompressor.
+class Reading(TypedDict, total=False):
+    """What a reader is told beside symbols and text; all of it may be None, or missing.
 
-    Args:
-        z: The model; DECOMPRESS is made active.
-        symbols: Embeddings, `[batch, k, hidden]`; k may be 0.
-        ids: The text, int64 `[batch, n]`, no padding.
+    Attributes:
         ends: Last token of each symbol's segment, `[batch, k]`; None spreads symbols evenly.
         inputs: What the reader is shown, `[batch, 1 + n]`; None means the text itself.
         blank: True on inputs to blank out, `[batch, 1 + n]`.
         memory: Embeddings of earlier symbols, `[batch, m, hidden]`.
         real: True on symbols that are there, `[batch, k]`; None means all.
+    """
+
+    ends: Tensor | None
+    inputs: Tensor | None
+    blank: Tensor | None
+    memory: Tensor | None
+    real: Tensor | None
+
+
+def states_behind(
+    z: ZLanguageModel, symbols: Tensor, ids: Tensor, **reading: Unpack[Reading]
+) -> Tensor:
+    """The decompressor's states while it says a text again.
+
+    Args:
+        z: The model; DECOMPRESS is made active.
+        symbols: Embeddings, `[batch, k, hidden]`; k may be 0.
+        ids: The text, int64 `[batch, n]`, no padding.
+        **reading: What else it is told.
 
     Returns:
-        Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
-        the right one, bool `[batch, n]`.
+        `[batch, n + 1, hidden]`, each behind the token that it foresees; the last foresees the end.
     """
+    ends, inputs, real = reading.get("ends"), reading.get("inputs"), reading.get("real")
     batch, n = ids.shape
     if inputs is None:
         inputs = torch.cat([torch.full_like(ids[:, :1], z.start_token), ids], dim=1)
     k = symbols.shape[1]
     placed = spread_positions(k, n).expand(batch, -1) if ends is None else ends.cpu() + 1
-    symbols, places, m = behind(memory, symbols, placed)
+    symbols, places, m = behind(reading.get("memory"), symbols, placed)
     there = torch.ones(batch, m + k, dtype=torch.long, device=z.device)
     if real is not None:
         there[:, m:] = real
     z.adapters.activate("decompress")
-    hidden = z.restore_states(
+    return z.restore_states(
         symbols,
         places,
         there,
         inputs,
         torch.ones_like(inputs),
         offset=m,
-        hidden_inputs=blank,
+        hidden_inputs=reading.get("blank"),
     )
+
+
+def restore_loss(
+    z: ZLanguageModel, symbols: Tensor, ids: Tensor, **reading: Unpack[Reading]
+) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the text and its end under the decompressor, without its channel.
+
+    Args:
+        z: As for `states_behind`, and what follows too.
+        symbols: Embeddings, `[batch, k, hidden]`.
+        ids: The text, int64 `[batch, n]`.
+        **reading: What else the reader is told.
+
+    Returns:
+        Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
+        the right one, bool `[batch, n]`.
+    """
+    states = states_behind(z, symbols, ids, **reading)
     target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
-    nll, likeliest = token_losses(z, hidden, target)
+    nll, likeliest = token_losses(z, states, target)
     return nll, likeliest[:, :-1] == ids
 
 

@@ -58,11 +58,12 @@ class RestoreStage:
         """Nothing to keep."""
 
     def finish(self) -> None:
-        """Nothing to settle."""
+        """Drop the channel: it was fitted to the reader as it was."""
+        self.model.channel = None
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Teacher-forced figures on the dev windows, facts first, without the channel.
+        """Teacher-forced figures on the dev windows, facts first; heard as the stage learns.
 
         Returns:
             For each ratio r and depth d: `c@r/d` and `accuracy@r/d`; for the deepest symbols also
@@ -87,7 +88,7 @@ class RestoreStage:
             n_slots = max(1, (rows.shape[1] - n_prior) // ratio)
             batch = build_batch(rows, None, n_prior=n_prior, n_slots=n_slots, depth=depth)
             nll, hits = self._restore.say(batch, facts=True)
-            return float(nll[:, :-1].mean()) * BITS, float(hits.float().mean())
+            return float(nll[:, : hits.shape[1]].mean()) * BITS, float(hits.float().mean())
 
         c, accuracy = cost(0, ids)
         figures = {f"c@{key}": c, f"accuracy@{key}": accuracy}

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from zcontext.config import check
 from zcontext.model import ZLanguageModel
 from zcontext.training.data import WindowBatch
+from zcontext.training.judging import Judge
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import restore_loss, spoil
+from zcontext.training.restore_loss import Reading, restore_loss, spoil, states_behind
 from zcontext.training.transcribing import remember, transcribe
 
 
@@ -28,6 +29,9 @@ class RestoreConfig:
         max_token_drop: Upper end of the share of the reader's input tokens that is hidden or
             replaced; drawn per batch, so that the reader cannot lean on its own prefix.
         spread_share: Share of batches whose reader is not told where segments end.
+        heard: Learn from what the text costs with the channel of the bundle that the run starts
+            from, instead of what DECOMPRESS would pay alone; of a reader that is not told where
+            segments end it hears nothing. The channel is trained anew behind it all the same.
 
     Raises:
         ConfigError: A share is not one.
@@ -36,6 +40,7 @@ class RestoreConfig:
     facts_share: float = 0.7
     max_token_drop: float = 0.25
     spread_share: float = 0.05
+    heard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("facts_share", "max_token_drop", "spread_share"):
@@ -48,7 +53,10 @@ class Restore(nn.Module):
     Args:
         model: The model; only DECOMPRESS learns.
         config: Settings of the stage.
-    """
+
+    Raises:
+        ConfigError: It is to hear a channel, and the model has none.
+    """  # noqa: DOC502 - raised by Hearing
 
     def __init__(self, model: ZLanguageModel, config: RestoreConfig) -> None:
         super().__init__()
@@ -56,6 +64,7 @@ class Restore(nn.Module):
         self.config = config
         # Registered so that data-parallel wrappers see what is trained.
         self.base = model.base.model
+        self._judge = Judge(model) if config.heard else None
 
     def forward(self, batch: WindowBatch, step: int, generator: torch.Generator) -> StepOutput:
         """Loss of one batch.
@@ -97,16 +106,15 @@ class Restore(nn.Module):
             blank: True on inputs to blank out, `[batch, 1 + n]`.
 
         Returns:
-            As `restore_loss` does.
+            As `restore_loss` does, or as `Judge.nats`.
         """
+        ids = batch.ids.to(self.z.device)
         memory = remember(self.z, batch, facts_first=facts)
         written = transcribe(self.z, batch, memory=memory, facts_first=facts)
-        return restore_loss(
-            self.z,
-            written.embeddings,
-            batch.ids.to(self.z.device),
-            ends=written.ends if known else None,
-            inputs=inputs,
-            blank=blank,
-            memory=memory,
-        )
+        reading: Reading = {"inputs": inputs, "blank": blank, "memory": memory}
+        if known:
+            reading["ends"] = written.ends
+        if self._judge is None or not known:
+            return restore_loss(self.z, written.embeddings, ids, **reading)
+        states = states_behind(self.z, written.embeddings, ids, **reading)
+        return self._judge.nats(states[:, :-1], ids, written.ends, written.codes)

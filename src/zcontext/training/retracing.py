@@ -26,11 +26,13 @@ class Retraced:
 
     Attributes:
         paces: That led to each slot, `[batch, k]`.
+        reached: Where they lead, were nothing rounded: bits of the pointer's, `[batch, k]`.
         latents: Of each slot, `[batch, k, hidden]`.
         odds: Log-odds of END at each slot, `[batch, k]`.
     """
 
     paces: Tensor
+    reached: Tensor
     latents: Tensor
     odds: Tensor
 
@@ -40,6 +42,8 @@ def retrace(model: ZLanguageModel, passage: Passage, path: Path) -> Retraced:
 
     Where segments end was decided by rounding, which has no gradient. The sum over a segment's
     tokens does have one in its limits: the token next to be taken in, for each bit of its own.
+    Where codes are names it is left out: a sum does not tell that a symbol has no names left
+    (`limits.py` does).
 
     Args:
         model: With a composer.
@@ -72,7 +76,8 @@ def retrace(model: ZLanguageModel, passage: Passage, path: Path) -> Retraced:
     at_slots = out.hidden[:, 1::2]
     paces = composer.pace(torch.cat([out.hidden[:, :1], at_slots[:, :-1]], dim=1))
     reached = (paces * path.prices.unsqueeze(1)).cumsum(1)
-    pooled = pooled + _boundaries(codebook.mean_embedding, passage, path, reached)
+    if codebook.lexicon is None:
+        pooled = pooled + _boundaries(codebook.mean_embedding, passage, path, reached)
     latents = pooled
     if codebook.lexicon is None or not codebook.lexicon.complete:
         # Else all codes are looked up, and nothing is left for the states to say.
@@ -80,14 +85,11 @@ def retrace(model: ZLanguageModel, passage: Passage, path: Path) -> Retraced:
     odds = composer.end_odds(at_slots)
     never = torch.zeros_like(path.real)
     never[:, 0] = True
-    return Retraced(paces, latents, odds.masked_fill(never, NEVER))
+    return Retraced(paces, reached, latents, odds.masked_fill(never, NEVER))
 
 
 def _boundaries(mean: Tensor, passage: Passage, path: Path, reached: Tensor) -> Tensor:
-    """Zeros with the gradient that pooled segments have in where the pointer stood.
-
-    Per bit of the next token's own, which is right on average where bits lie on phrases.
-    """
+    """Zeros with the gradient that pooled segments have in where the pointer stood."""
     n = passage.tokens.shape[1]
     following = (path.ends + 1).clamp_max(n - 1)
     width = passage.tokens.shape[-1]

@@ -21,7 +21,7 @@ from zcontext.training.trainer import Stage, Trainer
 
 OUTDATED: dict[str, tuple[str, ...]] = {
     "autoencode": OPTIONAL_PARTS,
-    "restore": ("channel", "compose"),
+    "restore": ("compose",),  # and the channel once it is over: it may be what the stage hears
 }
 """Parts of the bundle it starts from that a stage drops: what they learned is of the codec as it
 was."""

@@ -6,6 +6,7 @@
 #   bash benchmarks/train/gpu.sh autoencode                       # until it prints 6000 steps
 #   bash benchmarks/train/gpu.sh restore                          # minutes
 #   bash benchmarks/train/gpu.sh channel                          # minutes
+#   bash benchmarks/train/gpu.sh hear                             # minutes
 #   bash benchmarks/train/gpu.sh focus                            # minutes
 #   bash benchmarks/train/gpu.sh read
 #   bash benchmarks/train/gpu.sh autoregress                      # the optional second writer
@@ -20,7 +21,7 @@ PYTHON=${PYTHON:-python3}
 export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
 zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
 
-case "${1:?give a step: prepare, autoencode, restore, channel, focus, read, autoregress or evaluate}" in
+case "${1:?give a step: prepare, autoencode, restore, channel, hear, focus, read, autoregress or evaluate}" in
 prepare)
     # Phrases are taken from what stands first: as much of Wikipedia as of the mixture with books.
     zcontext prepare "$DATA"/corpus/wikipedia-passages.jsonl.gz --out runs/wikipedia --no-surprisal
@@ -43,8 +44,19 @@ channel)
         --set run.out=runs/gpu-channel --set run.bundle=runs/gpu-channel/bundle \
         --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
     ;;
+hear)
+    # DECOMPRESS once more, by what the channel leaves to it; then the channel for that.
+    zcontext train benchmarks/train/restore.toml --set restore.heard=true \
+        --set run.start=runs/gpu-channel/bundle \
+        --set run.out=runs/gpu-heard --set run.bundle=runs/gpu-heard/bundle \
+        --set run.steps=2000 --set data.batch_tokens=16384 --set data.max_window=512 \
+        --set data.min_tokens_per_code=1.75 --set data.max_ratio=20
+    zcontext train benchmarks/train/channel.toml --set run.start=runs/gpu-heard/bundle \
+        --set run.out=runs/gpu-hear --set run.bundle=runs/gpu-hear/bundle \
+        --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
+    ;;
 focus)
-    zcontext train benchmarks/train/focus.toml --set run.start=runs/gpu-channel/bundle \
+    zcontext train benchmarks/train/focus.toml --set run.start=runs/gpu-hear/bundle \
         --set run.out=runs/gpu-focus --set run.bundle=runs/gpu-focus/bundle \
         --set run.steps=3000 --set focus.batch_questions=64
     ;;
@@ -56,7 +68,7 @@ evaluate)
     zcontext eval qa "$DATA"/qa/xquad-dev.jsonl.gz --bundle runs/gpu-read/bundle --limit 200
     ;;
 *)
-    echo "unknown step $1: give prepare, autoencode, restore, channel, focus, read, autoregress or evaluate" >&2
+    echo "unknown step $1: give prepare, autoencode, restore, channel, hear, focus, read, autoregress or evaluate" >&2
     exit 2
     ;;
 esac

@@ -84,6 +84,7 @@ class Autoregress(nn.Module):
         # Registered so that data-parallel wrappers see what is trained.
         self.base = model.base.model
         self.composer = composer_of(model)
+        self.judge = None if model.channel is None else Judge(model)
         self._schedule = TemperatureSchedule(
             config.temperature_start, config.temperature_end, config.temperature_steps
         )
@@ -218,16 +219,16 @@ class Autoregress(nn.Module):
         """
         z, ids = self.z, passage.ids
         n, ends = ids.shape[1], closed_ends(path, ids.shape[1])
-        if z.channel is None:
+        if self.judge is None:
             target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
             nll, likeliest = token_losses(z, states, target)
             nll, hits = nll[:, :n], likeliest[:, :n] == ids
         else:
             counts = path.written.sum(1).tolist()
-            nll, hits = Judge(z).nats(states[:, :n], ids, ends, path.codes, counts=counts)
+            nll, hits = self.judge.nats(states[:, :n], ids, ends, path.codes, counts=counts)
         if z.codebook.lexicon is None:
             return nll, hits
-        if z.channel is not None:
+        if self.judge is not None:
             lost = (1 - _alive(survival)).gather(1, segment_of(ends, n)) * passage.bits / BITS
             nll = nll + lost * named_tokens(z, path.codes, ends, ids)
         slopes = slopes_of_ends(passage, path, nll, depth=path.codes.shape[-1])

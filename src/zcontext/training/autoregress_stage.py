@@ -15,7 +15,6 @@ from zcontext.model import ZLanguageModel
 from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
-from zcontext.training.judging import Judge
 from zcontext.training.objective import BITS, StepOutput
 from zcontext.training.restore_loss import restore_loss, states_behind
 from zcontext.training.windowing import dev_windows, open_sampler_of_trained
@@ -42,7 +41,8 @@ class AutoregressStage:
         self._composer = model.add_composer()
         # Symbols must go on meaning what they mean.
         model.codebook.requires_grad_(False)
-        self.module: nn.Module = Autoregress(model, config.autoregress)
+        self._autoregress = Autoregress(model, config.autoregress)
+        self.module: nn.Module = self._autoregress
         self._dev: Tensor | None = None
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -102,11 +102,10 @@ class AutoregressStage:
 
     def _measure(self, ids: Tensor, ratio: int) -> dict[str, float]:
         z, n = self.model, ids.shape[1]
-        assert isinstance(self.module, Autoregress)
         batch = build_batch(
             ids.cpu(), None, n_prior=0, n_slots=max(1, n // ratio), depth=z.config.depth
         )
-        passage, _ = self.module.read(batch)
+        passage, _ = self._autoregress.read(batch)
         z.adapters.activate("compose")
         found = Composition(z, passage, depth=z.config.depth).run()
         figures = {"symbols_per_token": sum(map(len, found.codes)) / ids.numel()}
@@ -132,12 +131,13 @@ class AutoregressStage:
         """
         z, n = self.model, ids.shape[1]
         codes, ends, real = (each.to(ids.device) for each in (codes, ends, real))
-        if z.channel is None or not trusted:
+        judge = self._autoregress.judge if trusted else None
+        if judge is None:
             nll, hits = restore_loss(z, z.embed_codes(codes), ids, ends=ends, real=real)
         else:
             states = states_behind(z, z.embed_codes(codes), ids, ends=ends, real=real)
             counts = real.sum(1).tolist()
-            nll, hits = Judge(z).nats(states[:, :n], ids, ends, codes, counts=counts)
+            nll, hits = judge.nats(states[:, :n], ids, ends, codes, counts=counts)
         nll, hits = nll[:, :n], hits[:, :n]
         return {"c": float(nll.mean()) * BITS, "accuracy": float(hits.float().mean())}
 

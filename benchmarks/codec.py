@@ -12,7 +12,8 @@ The JSON::
                     "right": {"hardest", "even"}}],          # c of each; below 0: hardest is better
      "density": [{"ratio", "by_surprisal": {"dense", "plain", "quotient"},
                   "by_facts": ...}],   # symbols a token; facts are numbers and names
-     "memory": [{"ratio", "depth", "symbols", "with", "without", "difference"}]}      # c of each
+     "memory": [{"ratio", "depth", "documents", "symbols",
+                 "with", "without", "difference"}]}                   # c of each; below 0: it pays
 """
 
 from __future__ import annotations
@@ -153,6 +154,7 @@ def memory(
     return {
         "ratio": ratio,
         "depth": depth,
+        "documents": len(texts),
         "symbols": MEMORY,
         "with": estimate(c[MEMORY]),
         "without": estimate(c[0]),

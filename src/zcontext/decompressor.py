@@ -7,7 +7,7 @@ What it does not know: how symbols are written, what a prompt is.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -17,7 +17,14 @@ from zcontext.config import DEFAULT_RATIO, GenerationSettings
 from zcontext.errata import Errata
 from zcontext.errors import ConfigError, CorruptSpanError
 from zcontext.generation import Decoding, Prefill, generate
-from zcontext.layouts import SpanLayout, embed_symbols, lay_out, lay_span, span_layouts
+from zcontext.layouts import (
+    SpanLayout,
+    embed_symbols,
+    ends_of_names,
+    lay_out,
+    lay_span,
+    span_layouts,
+)
 from zcontext.model import ZLanguageModel
 from zcontext.spans import ZDocument, ZSpan
 from zcontext.text_feed import TextFeed
@@ -100,8 +107,8 @@ class ZDecompressor:
 
         Args:
             document: What to read.
-            n_tokens: Tokens that bare symbols stand for; without it, four for each symbol are
-                assumed and the model ends the text itself.
+            n_tokens: Tokens that bare symbols stand for; without it, and where their names do not
+                tell, four for each symbol are assumed and the model ends the text itself.
             settings: Temperature, top_p and seed; None is greedy. Nothing else applies.
 
         Returns:
@@ -306,14 +313,14 @@ class ZDecompressor:
         vocabulary.check(document)
         if n_tokens is None and not len(document):
             return []
-        layout = lay_out(model, nothing, document, n_tokens or round(DEFAULT_RATIO * len(document)))
-        return [self._row(layout, forced=n_tokens is not None)]
+        ends = ends_of_names(model, document, n_tokens)
+        assumed = ends[-1] if ends else round(DEFAULT_RATIO * len(document))
+        layout = lay_out(model, nothing, document, n_tokens or assumed, ends=ends)
+        spelled = None if sampled else self._spelled(layout, {})
+        return [spelled or self._row(layout, forced=n_tokens is not None or ends is not None)]
 
     def _span_row(self, span: ZSpan, layout: SpanLayout, *, sampled: bool) -> _Reading:
-        """The prompt of a span, whose literals stand in its text whatever the model says.
-
-        What the codes spell out is certain, and costs no pass of the model.
-        """
+        """The prompt of a span, whose literals stand in its text whatever the model says."""
         if span.is_literal:
             return span.literals[0].text
         row = self._row(layout, forced=True)
@@ -328,13 +335,21 @@ class ZDecompressor:
                     "tokenizer. Compress the source text again"
                 )
             known.update(zip(range(literal.tokens.start, literal.tokens.end), ids, strict=True))
-        if layout.voices is not None and not sampled:
-            spelled = layout.voices.spelled()
-            tokens = [known.get(at, token) for at, token in enumerate(spelled)]
-            found = tuple(token for token in tokens if token is not None)
-            if len(found) == len(tokens) and self._special.isdisjoint(found):
-                return found
-        return dataclasses.replace(row, corrections=known)
+        spelled = None if sampled else self._spelled(layout, known)
+        return spelled or dataclasses.replace(row, corrections=known)
+
+    def _spelled(self, layout: SpanLayout, known: Mapping[int, int]) -> tuple[int, ...] | None:
+        """The tokens, if codes spell out all that is not known: certain, and no pass of the model.
+
+        Args:
+            layout: Of a span or of bare symbols.
+            known: Tokens that are kept as text, by place.
+        """
+        if layout.voices is None:
+            return None
+        tokens = [known.get(at, token) for at, token in enumerate(layout.voices.spelled())]
+        found = tuple(token for token in tokens if token is not None)
+        return found if len(found) == len(tokens) and self._special.isdisjoint(found) else None
 
     def _row(self, layout: SpanLayout, *, forced: bool) -> Prefill:
         model, m, n = self.model, layout.n_memory, layout.n_tokens

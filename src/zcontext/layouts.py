@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zcontext.errors import ContextOverflowError
 from zcontext.hearing import Hearing, Voices
+from zcontext.lexicon import SILENT
 from zcontext.model import ZLanguageModel
 from zcontext.passes import spread_positions
 from zcontext.prompts import Piece
@@ -117,6 +118,34 @@ def lay_out(
     if model.channel is not None and ends is not None and len(symbols):
         voices = Hearing(model).voices(symbols, ends, n_tokens, literals=literals)
     return SpanLayout(embeddings, torch.cat([torch.arange(m), spread]), m, n_tokens, voices)
+
+
+def ends_of_names(
+    model: ZLanguageModel, symbols: Symbols, n_tokens: int | None = None
+) -> tuple[int, ...] | None:
+    """Where the segments of bare symbols end, if their codes tell.
+
+    A symbol that has a code to spare names all of its segment; if none has left anything out, or
+    all of them together name as many tokens as there are, each segment is as long as its names.
+
+    Args:
+        model: The model that reads.
+        symbols: Of its codec.
+        n_tokens: Tokens they stand for, if that is known.
+
+    Returns:
+        Ends, exclusive; None where something may have been left out, or codes are no names.
+    """
+    lexicon = model.codebook.lexicon
+    if lexicon is None or not lexicon.complete or model.channel is None or not len(symbols):
+        return None
+    codes = torch.tensor(symbols.codes)
+    lengths = lexicon.n_tokens_of(codes.to(model.device)).cpu()
+    spare = codes.shape[1] == model.config.depth and bool((codes == SILENT).any(-1).all())
+    total = int(lengths.sum())
+    if not total or (not spare if n_tokens is None else total != n_tokens):
+        return None
+    return tuple(lengths.cumsum(0).tolist())
 
 
 def lay_span(model: ZLanguageModel, memory: Symbols, span: ZSpan) -> SpanLayout:

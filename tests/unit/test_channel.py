@@ -27,7 +27,7 @@ from zcontext.phrases import Phrase
 from zcontext.pooling import weights_of_places
 from zcontext.readers import ZDecompressor
 from zcontext.segmentation import segment_of
-from zcontext.tokenization import text_tokenizer
+from zcontext.tokenization import decoded, text_tokenizer
 from zcontext.upkeep import start_from_tokens
 from zcontext.vocabulary import Symbols
 from zcontext.windows import Extent
@@ -316,7 +316,9 @@ def test_a_text_that_is_spelled_out_needs_no_pass_of_the_model(monkeypatch) -> N
     exact = compressor.compress(TEXT, settings=CompressSettings(ratio=2.0, exact=True))
     protecting = CompressSettings(ratio=2.0, protect=("numbers",))
     kept = compressor.compress(f"{TEXT} 1234", settings=protecting)
-    bare = reader.decompress(document.symbols, n_tokens=len(TEXT.encode()))
+    longer = reader.decompress(document.symbols, n_tokens=len(TEXT.encode()) + 1)
+    coarse = compressor.compress(TEXT, ratio=8.0)
+    guessed = reader.decompress(coarse.symbols)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was asked")
@@ -328,11 +330,26 @@ def test_a_text_that_is_spelled_out_needs_no_pass_of_the_model(monkeypatch) -> N
     assert reader.decompress(exact) == TEXT
     assert "".join(reader.stream(exact)) == TEXT
     assert reader.decompress(kept) == f"{TEXT} 1234"
-    assert bare != TEXT  # where segments end is not known, so nothing is spelled out
+    assert reader.decompress(document.symbols, n_tokens=len(TEXT.encode())) == TEXT
+    assert longer != TEXT
+    # A symbol with a code to spare has left nothing out.
+    spare = Symbols(
+        tuple(codes for codes in document.symbols.codes if 0 in codes),
+        document.symbols.size,
+        document.codec[:4],
+    )
+    told = model.codebook.lexicon.tokens_of(spare.codes)
+    assert len(told) > 4
+    assert (
+        reader.decompress(spare) == "".join(reader.stream(spare)) == decoded(model.tokenizer, told)
+    )
+    assert guessed != TEXT
     with pytest.raises(AssertionError, match="was asked"):
         reader.decompress(document, settings=GenerationSettings(temperature=1.0))
     with pytest.raises(AssertionError, match="was asked"):
-        reader.decompress(compressor.compress(TEXT, ratio=8.0))
+        reader.decompress(coarse)
+    with pytest.raises(AssertionError, match="was asked"):
+        reader.decompress(coarse.symbols)  # they may have left something out
 
 
 def test_batches_streams_and_single_texts_are_spelled_alike() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_autoregressive_names import DEPTH, STORY, composed, ids_of, naming_z, passage_of
 
+from tiny_names import DEPTH, STORY, composed, ids_of, naming_z, passage_of
 from zcontext.composing import Passage, Path
 from zcontext.naming import name_phrases
 from zcontext.training.limits import Phrases, _slope, slopes_of_ends

@@ -95,7 +95,7 @@ def test_x_it_is_exact_with_other_threads(
     with threads(2):  # decoded briefly: threads that share busy cores wait for each other
         assert ZDecompressor(model).decompress(few) == "Rain fell on 7 May."
         two = leads(model, TEXTS[0], documents[0])
-    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < MARGIN / 100
+    assert max(abs(a - b) for a, b in zip(one, two, strict=True)) < MARGIN / 200
 
 
 def test_x_what_fp32_wrote_bf16_reads_exactly_and_the_margin_has_room(

@@ -20,6 +20,15 @@ DATA=${DATA:-../shared/data}
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH=src TOKENIZERS_PARALLELISM=false
 zcontext() { "$PYTHON" -m zcontext.cli "$@"; }
+stage() { # CONFIG, stage whose bundle it starts from, name of its own, settings
+    local config=$1 start=$2 name=$3
+    shift 3
+    zcontext train "benchmarks/train/$config.toml" --set "run.start=runs/gpu-$start/bundle" \
+        --set "run.out=runs/gpu-$name" --set "run.bundle=runs/gpu-$name/bundle" "$@"
+}
+channel() { # the same two
+    stage channel "$1" "$2" --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
+}
 
 case "${1:?give a step: prepare, autoencode, restore, channel, hear, focus, read, autoregress or evaluate}" in
 prepare)
@@ -35,30 +44,21 @@ autoencode | read)
     zcontext train "benchmarks/train/gpu-$1.toml"
     ;;
 restore)
-    zcontext train benchmarks/train/restore.toml --set run.start=runs/gpu-autoencode/bundle \
-        --set run.out=runs/gpu-restore --set run.bundle=runs/gpu-restore/bundle \
+    stage restore autoencode restore \
         --set run.steps=2000 --set data.batch_tokens=24576 --set data.max_window=512
     ;;
 channel)
-    zcontext train benchmarks/train/channel.toml --set run.start=runs/gpu-restore/bundle \
-        --set run.out=runs/gpu-channel --set run.bundle=runs/gpu-channel/bundle \
-        --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
+    channel restore channel
     ;;
 hear)
     # DECOMPRESS once more, by what the channel leaves to it; then the channel for that.
-    zcontext train benchmarks/train/restore.toml --set restore.heard=true \
-        --set run.start=runs/gpu-channel/bundle \
-        --set run.out=runs/gpu-heard --set run.bundle=runs/gpu-heard/bundle \
+    stage restore channel heard --set restore.heard=true \
         --set run.steps=2000 --set data.batch_tokens=16384 --set data.max_window=512 \
         --set data.min_tokens_per_code=1.75 --set data.max_ratio=20
-    zcontext train benchmarks/train/channel.toml --set run.start=runs/gpu-heard/bundle \
-        --set run.out=runs/gpu-hear --set run.bundle=runs/gpu-hear/bundle \
-        --set base.dtype=bf16 --set data.batch_tokens=8192 --set data.max_window=1024
+    channel heard hear
     ;;
 focus)
-    zcontext train benchmarks/train/focus.toml --set run.start=runs/gpu-hear/bundle \
-        --set run.out=runs/gpu-focus --set run.bundle=runs/gpu-focus/bundle \
-        --set run.steps=3000 --set focus.batch_questions=64
+    stage focus hear focus --set run.steps=3000 --set focus.batch_questions=64
     ;;
 autoregress)
     zcontext train benchmarks/train/autoregress.toml

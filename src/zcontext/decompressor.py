@@ -314,10 +314,11 @@ class ZDecompressor:
         if n_tokens is None and not len(document):
             return []
         ends = ends_of_names(model, document, n_tokens)
-        assumed = ends[-1] if ends else round(DEFAULT_RATIO * len(document))
-        layout = lay_out(model, nothing, document, n_tokens or assumed, ends=ends)
+        known = ends[-1] if ends else n_tokens
+        n = known or round(DEFAULT_RATIO * len(document))
+        layout = lay_out(model, nothing, document, n, ends=ends)
         spelled = None if sampled else self._spelled(layout, {})
-        return [spelled or self._row(layout, forced=n_tokens is not None or ends is not None)]
+        return [spelled or self._row(layout, forced=known is not None)]
 
     def _span_row(self, span: ZSpan, layout: SpanLayout, *, sampled: bool) -> _Reading:
         """The prompt of a span, whose literals stand in its text whatever the model says."""

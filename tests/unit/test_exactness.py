@@ -117,7 +117,7 @@ def test_x_what_one_precision_wrote_another_reads_exactly(model, document):
         for a, b in zip(one.margins, two.margins, strict=True)
     ]
     apart = max(abs(a - b) for a, b in pairs)
-    assert 0 < apart < MARGIN / 4  # it was another precision, and the margin has room for it
+    assert 0 < apart < MARGIN / 8  # it was another precision, and the margin has room for it
     assert ZDecompressor(other, batch_size=2).decompress(document) == TEXT
     written = ZCompressor(other).compress(TEXT, settings=EXACT)
     assert ZDecompressor(model).decompress(written) == TEXT

@@ -22,12 +22,11 @@ from zcontext.pointing import Request, price_of
 from zcontext.relaxation import TemperatureSchedule
 from zcontext.segmentation import segment_of
 from zcontext.spelling import Relaxed, crowding, hearing_order, speller_of
-from zcontext.training.cross_entropy import token_losses
 from zcontext.training.data import WindowBatch
 from zcontext.training.judging import Judge
 from zcontext.training.limits import slopes_of_ends
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import spoil, states_behind
+from zcontext.training.restore_loss import alone, spoil, states_behind
 from zcontext.training.retracing import Retraced, retrace
 from zcontext.training.transcribing import remember
 
@@ -84,7 +83,7 @@ class Autoregress(nn.Module):
         # Registered so that data-parallel wrappers see what is trained.
         self.base = model.base.model
         self.composer = composer_of(model)
-        self.judge = None if model.channel is None else Judge(model)
+        self._judge = None if model.channel is None else Judge(model)
         self._schedule = TemperatureSchedule(
             config.temperature_start, config.temperature_end, config.temperature_steps
         )
@@ -219,21 +218,37 @@ class Autoregress(nn.Module):
         """
         z, ids = self.z, passage.ids
         n, ends = ids.shape[1], closed_ends(path, ids.shape[1])
-        if self.judge is None:
-            target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
-            nll, likeliest = token_losses(z, states, target)
-            nll, hits = nll[:, :n], likeliest[:, :n] == ids
-        else:
-            counts = path.written.sum(1).tolist()
-            nll, hits = self.judge.nats(states[:, :n], ids, ends, path.codes, counts=counts)
+        nll, hits = self.costs(states, ids, ends, path.codes, path.written)
         if z.codebook.lexicon is None:
             return nll, hits
-        if self.judge is not None:
+        if self._judge is not None:
             lost = (1 - _alive(survival)).gather(1, segment_of(ends, n)) * passage.bits / BITS
             nll = nll + lost * named_tokens(z, path.codes, ends, ids)
         slopes = slopes_of_ends(passage, path, nll, depth=path.codes.shape[-1])
         moved = slopes * (drawn.reached - drawn.reached.detach())
         return nll + moved.sum(1, keepdim=True) / n, hits
+
+    def costs(
+        self, states: Tensor, ids: Tensor, ends: Tensor, codes: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What texts cost the reader: with its channel, if it has one.
+
+        Args:
+            states: As `states_behind` gives them.
+            ids: The texts, int64 `[batch, n]`.
+            ends: Last token of each segment, `[batch, k]`.
+            codes: Of their symbols, int64 `[batch, k, depth]`.
+            real: True on symbols that are there, `[batch, k]`.
+
+        Returns:
+            Nats, and whether the likeliest token was the right one, each `[batch, n]`.
+        """
+        n = ids.shape[1]
+        if self._judge is None:
+            nll, hits = alone(self.z, states, ids)
+            return nll[:, :n], hits
+        counts = real.sum(1).tolist()
+        return self._judge.nats(states[:, :n], ids, ends, codes, counts=counts)
 
     def _length_error(
         self, passage: Passage, path: Path, drawn: Retraced, survival: Tensor

@@ -16,7 +16,7 @@ from zcontext.training.autoregress import Autoregress
 from zcontext.training.config import TrainConfig
 from zcontext.training.data import WindowBatch, build_batch
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import restore_loss, states_behind
+from zcontext.training.restore_loss import alone, states_behind
 from zcontext.training.windowing import dev_windows, open_sampler_of_trained
 
 DEV_RATIOS = (4, 8, 16)
@@ -131,14 +131,12 @@ class AutoregressStage:
         """
         z, n = self.model, ids.shape[1]
         codes, ends, real = (each.to(ids.device) for each in (codes, ends, real))
-        judge = self._autoregress.judge if trusted else None
-        if judge is None:
-            nll, hits = restore_loss(z, z.embed_codes(codes), ids, ends=ends, real=real)
+        states = states_behind(z, z.embed_codes(codes), ids, ends=ends, real=real)
+        if trusted:
+            nll, hits = self._autoregress.costs(states, ids, ends, codes, real)
         else:
-            states = states_behind(z, z.embed_codes(codes), ids, ends=ends, real=real)
-            counts = real.sum(1).tolist()
-            nll, hits = judge.nats(states[:, :n], ids, ends, codes, counts=counts)
-        nll, hits = nll[:, :n], hits[:, :n]
+            nll, hits = alone(z, states, ids)
+            nll = nll[:, :n]
         return {"c": float(nll.mean()) * BITS, "accuracy": float(hits.float().mean())}
 
 

@@ -47,7 +47,7 @@ def spoil(
     return torch.cat([start, spoilt], dim=1), torch.cat([never, blank], dim=1)
 
 
-class Reading(TypedDict, total=False):
+class ReadingOptions(TypedDict, total=False):
     """What a reader is told beside symbols and text; all of it may be None, or missing.
 
     Attributes:
@@ -66,7 +66,7 @@ class Reading(TypedDict, total=False):
 
 
 def states_behind(
-    z: ZLanguageModel, symbols: Tensor, ids: Tensor, **reading: Unpack[Reading]
+    z: ZLanguageModel, symbols: Tensor, ids: Tensor, **reading: Unpack[ReadingOptions]
 ) -> Tensor:
     """The decompressor's states while it says a text again.
 
@@ -102,7 +102,7 @@ def states_behind(
 
 
 def restore_loss(
-    z: ZLanguageModel, symbols: Tensor, ids: Tensor, **reading: Unpack[Reading]
+    z: ZLanguageModel, symbols: Tensor, ids: Tensor, **reading: Unpack[ReadingOptions]
 ) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood of the text and its end under the decompressor, without its channel.
 
@@ -113,10 +113,23 @@ def restore_loss(
         **reading: What else the reader is told.
 
     Returns:
+        As `alone` does.
+    """
+    return alone(z, states_behind(z, symbols, ids, **reading), ids)
+
+
+def alone(z: ZLanguageModel, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """What a text and its end cost the decompressor without its channel.
+
+    Args:
+        z: The model.
+        states: As `states_behind` gives them.
+        ids: The text, int64 `[batch, n]`.
+
+    Returns:
         Nats `[batch, n + 1]` (the last is the end token's), and whether the most likely token was
         the right one, bool `[batch, n]`.
     """
-    states = states_behind(z, symbols, ids, **reading)
     target = torch.cat([ids, torch.full_like(ids[:, :1], z.end_token)], dim=1)
     nll, likeliest = token_losses(z, states, target)
     return nll, likeliest[:, :-1] == ids

@@ -15,7 +15,7 @@ from zcontext.model import ZLanguageModel
 from zcontext.training.data import WindowBatch
 from zcontext.training.judging import Judge
 from zcontext.training.objective import BITS, StepOutput
-from zcontext.training.restore_loss import Reading, restore_loss, spoil, states_behind
+from zcontext.training.restore_loss import ReadingOptions, alone, spoil, states_behind
 from zcontext.training.transcribing import remember, transcribe
 
 
@@ -111,10 +111,10 @@ class Restore(nn.Module):
         ids = batch.ids.to(self.z.device)
         memory = remember(self.z, batch, facts_first=facts)
         written = transcribe(self.z, batch, memory=memory, facts_first=facts)
-        reading: Reading = {"inputs": inputs, "blank": blank, "memory": memory}
+        reading: ReadingOptions = {"inputs": inputs, "blank": blank, "memory": memory}
         if known:
             reading["ends"] = written.ends
-        if self._judge is None or not known:
-            return restore_loss(self.z, written.embeddings, ids, **reading)
         states = states_behind(self.z, written.embeddings, ids, **reading)
+        if self._judge is None or not known:
+            return alone(self.z, states, ids)
         return self._judge.nats(states[:, :-1], ids, written.ends, written.codes)
